@@ -1,0 +1,1 @@
+"""Unsupervised cross-domain singing voice conversion in JAX."""

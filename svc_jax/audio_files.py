@@ -1,0 +1,131 @@
+"""Recordings in, recordings out."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from svc_jax.errors import UserError
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".caf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Audio as the system wants it, and what was done to get it.
+
+    Attributes:
+      audio: float32 [N], mono.
+      sample_rate: of `audio`, in Hz.
+      source_rate: of the file, in Hz.
+      source_samples: per channel in the file.
+      subtype: sample format of the file, as soundfile names it.
+      changes: in words, what was changed on the way ("downmixed from 2 channels").
+    """
+
+    audio: np.ndarray
+    sample_rate: int
+    source_rate: int
+    source_samples: int
+    subtype: str
+    changes: tuple[str, ...]
+
+
+def find(folder) -> list[pathlib.Path]:
+    """Audio files below a folder, sorted, by their extensions; hidden files are not."""
+    found = pathlib.Path(folder).rglob("*")
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
+        and not path.name.startswith(".")
+    )
+
+
+def read(path, sample_rate: int) -> Recording:
+    """Reads a file as mono at a sample rate.
+
+    Args:
+      path: any format libsndfile reads.
+      sample_rate: wanted, in Hz.
+
+    Raises:
+      UserError: if it is missing, not audio, empty, silent, or holds NaN.
+    """
+    import soundfile
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            source_rate, subtype = file.samplerate, file.subtype
+            audio = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path}: not readable as audio ({error.error_string.rstrip('.')});"
+            " convert it to wav or flac."
+        ) from error
+    if not audio.size:
+        raise UserError(f"{path}: holds no samples; record it again.")
+    if not np.isfinite(audio).all():
+        count = int((~np.isfinite(audio)).sum())
+        raise UserError(
+            f"{path}: {count} samples are NaN or infinite; export it again."
+        )
+    if not audio.any():
+        raise UserError(f"{path}: every sample is zero; there is nothing to convert.")
+    mono, changes = to_mono(audio, source_rate, sample_rate)
+    return Recording(mono, sample_rate, source_rate, len(audio), subtype, changes)
+
+
+def to_mono(audio, source_rate: int, sample_rate: int):
+    """Downmixes [N, channels] and resamples it; says in words what was done.
+
+    Returns:
+      (float32 [N'], tuple of phrases).
+    """
+    changes = []
+    if audio.shape[1] > 1:
+        changes.append(f"downmixed from {audio.shape[1]} channels")
+    mono = audio.mean(axis=1)
+    if source_rate != sample_rate:
+        changes.append(f"resampled from {source_rate} to {sample_rate} Hz")
+        mono = resample(mono, source_rate, sample_rate)
+    return np.ascontiguousarray(mono, np.float32), tuple(changes)
+
+
+def resample(audio, source_rate: int, sample_rate: int) -> np.ndarray:
+    """Band-limited resampling by soxr, float32 [N] -> [N']."""
+    import soxr
+
+    return soxr.resample(audio, source_rate, sample_rate, quality="VHQ")
+
+
+def write(path, audio, sample_rate: int, subtype: str | None = None):
+    """Writes audio under a temporary name, then renames it.
+
+    Args:
+      path: its extension names the format.
+      audio: float32 [N].
+      sample_rate: in Hz.
+      subtype: sample format; where the format has no such one, its default.
+
+    Raises:
+      UserError: if the format is unknown.
+    """
+    import soundfile
+
+    path = pathlib.Path(path)
+    extension = path.suffix[1:].upper()
+    container = {"AIF": "AIFF", "OPUS": "OGG"}.get(extension, extension)
+    if container not in soundfile.available_formats():
+        raise UserError(f"{path}: no audio format is named {extension}; write .wav.")
+    if subtype is None or not soundfile.check_format(container, subtype):
+        subtype = soundfile.default_subtype(container)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    soundfile.write(partial, audio, sample_rate, subtype=subtype, format=container)
+    os.replace(partial, path)

@@ -1,0 +1,474 @@
+"""Signal processing, pure and jit-able (method.md, section 1).
+
+Frames are centred: frame t looks at the audio around sample t * hop_length.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from svc_jax.geometry import NOISE_BLOCK
+
+LOUDNESS_FFT = 2048
+LOUDNESS_BLOCK = 2048  # frames in memory at once
+SINE_AMPLITUDE = 0.1
+NOISE_DEVIATION = 0.003
+NUM_MFCC = 13
+MFCC_FFT = 512
+MFCC_HOP = 160
+DELTA_WIDTH = 9
+
+
+# Framing and spectra.
+
+
+def mask(count, total: int):
+    """True for the first `count` of `total`: [B] int -> [B, total]."""
+    return jnp.arange(total)[None] < count[:, None]
+
+
+def reflect_pad(audio, left: int, right: int, length=None):
+    """Pads by reflection at the first and the last sample.
+
+    Args:
+      audio: [B, N].
+      left: samples to add before.
+      right: samples to add after the last of the N.
+      length: [B] int, how many of the N samples are real, or None for all. The
+        reflection starts there; the rest of the N is overwritten by it.
+
+    Returns:
+      [B, left + N + right], as numpy's `reflect` mode, also where the padding is
+      longer than the audio.
+    """
+    num_samples = audio.shape[-1]
+    length = jnp.full(audio.shape[0], num_samples) if length is None else length
+    last = jnp.maximum(length - 1, 0)[:, None]
+    period = jnp.maximum(2 * last, 1)
+    position = jnp.abs(jnp.arange(-left, num_samples + right))[None] % period
+    index = jnp.where(position > last, period - position, position)
+    return jnp.take_along_axis(audio, jnp.minimum(index, last), axis=-1)
+
+
+def frame(audio, frame_length: int, hop_length: int):
+    """Cuts audio into overlapping frames.
+
+    Shifted slices of hops instead of a gather: the same numbers, much faster.
+
+    Args:
+      audio: [B, N].
+      frame_length: in samples.
+      hop_length: in samples.
+
+    Returns:
+      [B, 1 + (N - frame_length) // hop_length, frame_length].
+    """
+    num_frames = 1 + (audio.shape[-1] - frame_length) // hop_length
+    num_slices = -(-frame_length // hop_length)
+    needed = (num_frames - 1 + num_slices) * hop_length
+    audio = audio[:, :needed]
+    audio = jnp.pad(audio, ((0, 0), (0, needed - audio.shape[-1])))
+    hops = audio.reshape(audio.shape[0], -1, hop_length)
+    slices = [hops[:, k : k + num_frames] for k in range(num_slices)]
+    return jnp.concatenate(slices, axis=-1)[..., :frame_length]
+
+
+def over_blocks(function, audio, frame_length: int, hop_length: int, block: int):
+    """Applies a function of frames to `block` frames at a time, to bound memory.
+
+    Args:
+      function: [B, T', frame_length] -> array [B, T', ...] for any T'.
+      audio: [B, N].
+      frame_length: in samples.
+      hop_length: in samples.
+      block: frames at a time.
+
+    Returns:
+      [B, T, ...], what function(frame(audio, frame_length, hop_length)) returns.
+    """
+    num_frames = 1 + (audio.shape[-1] - frame_length) // hop_length
+    if num_frames <= block:
+        return function(frame(audio, frame_length, hop_length))
+    num_blocks = -(-num_frames // block)
+    stride = block * hop_length
+    length = stride - hop_length + frame_length
+    needed = (num_blocks - 1) * stride + length
+    audio = jnp.pad(audio, ((0, 0), (0, max(0, needed - audio.shape[-1]))))
+    blocks = jnp.moveaxis(frame(audio, length, stride), 1, 0)
+    result = lax.map(lambda x: function(frame(x, frame_length, hop_length)), blocks)
+    result = jnp.moveaxis(result, 0, 1)
+    return result.reshape(result.shape[0], -1, *result.shape[3:])[:, :num_frames]
+
+
+def hann(length: int) -> np.ndarray:
+    """Periodic Hann window, float32 [length]."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+    return window.astype(np.float32)
+
+
+def frame_power(frames):
+    """Squared magnitudes of Hann-windowed frames: [B, T, F] -> [B, T, F // 2 + 1]."""
+    spectrum = jnp.fft.rfft(frames * hann(frames.shape[-1])[None, None])
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+
+def power_spectrum(audio, n_fft: int, hop_length: int, length=None):
+    """Squared magnitude of the centred, Hann-windowed, unnormalised STFT.
+
+    Args:
+      audio: [B, N].
+      n_fft: window and transform size in samples.
+      hop_length: in samples.
+      length: [B] real samples of the N, or None for all.
+
+    Returns:
+      [B, 1 + N // hop_length, n_fft // 2 + 1].
+    """
+    padded = reflect_pad(audio, n_fft // 2, n_fft // 2, length)
+    return frame_power(frame(padded, n_fft, hop_length))
+
+
+def spectrogram(audio, n_fft: int, hop_length: int):
+    """Magnitude spectrogram, floored at 1e-3.5 (Parallel WaveGAN's form).
+
+    Args:
+      audio: [B, N].
+      n_fft: window and transform size in samples.
+      hop_length: in samples.
+
+    Returns:
+      [B, 1 + N // hop_length, n_fft // 2 + 1].
+    """
+    return jnp.sqrt(jnp.maximum(power_spectrum(audio, n_fft, hop_length), 1e-7))
+
+
+# Loudness.
+
+
+def a_weighting(frequencies_hz) -> np.ndarray:
+    """A-weighting in dB, at least -80 (IEC 61672), float64.
+
+    Args:
+      frequencies_hz: any shape, in Hz.
+    """
+    squared = np.square(np.asarray(frequencies_hz, np.float64))
+    c1, c2, c3, c4 = np.square([12194.217, 20.598997, 107.65265, 737.86223])
+    with np.errstate(divide="ignore"):
+        weighting = 2.0 + 20.0 * (
+            np.log10(c1)
+            + 2.0 * np.log10(squared)
+            - np.log10(squared + c1)
+            - np.log10(squared + c2)
+            - 0.5 * np.log10(squared + c3)
+            - 0.5 * np.log10(squared + c4)
+        )
+    return np.maximum(weighting, -80.0)
+
+
+def loudness_db(audio, sample_rate: int, hop_length: int, length=None):
+    """A-weighted loudness: the mean over bins of the dB spectrum, absolute level.
+
+    Args:
+      audio: [B, N], N a multiple of hop_length.
+      sample_rate: in Hz.
+      hop_length: in samples.
+      length: [B] real samples of the N, or None for all.
+
+    Returns:
+      [B, N // hop_length] in dB, at least -120.
+    """
+    weighting = a_weighting(np.fft.rfftfreq(LOUDNESS_FFT, 1 / sample_rate)) - 20.7
+    weighting = weighting.astype(np.float32)[None, None]
+
+    def mean_db(frames):
+        # 20 log10 max(1e-20, |S|), except that a power below float32's range reads
+        # as its smallest, -380 dB: far under the floor either way.
+        power_db = 10.0 * jnp.log10(jnp.maximum(frame_power(frames), 1e-38))
+        return jnp.mean(jnp.maximum(power_db + weighting, -120.0), axis=-1)
+
+    padded = reflect_pad(audio, LOUDNESS_FFT // 2, LOUDNESS_FFT // 2, length)
+    loudness = over_blocks(mean_db, padded, LOUDNESS_FFT, hop_length, LOUDNESS_BLOCK)
+    return loudness[:, : audio.shape[-1] // hop_length]
+
+
+# Sine excitation.
+
+
+def _edges(f0_hz):
+    """f0 at both ends of every frame interval, and whether each end is voiced."""
+    following = jnp.concatenate([f0_hz[:, 1:], f0_hz[:, -1:]], axis=1)
+    return f0_hz, following, f0_hz > 0, following > 0
+
+
+def interpolate_f0(f0_hz, hop_in: int, hop_out: int, num_out: int):
+    """Moves f0 to another frame grid without crossing a voiced/unvoiced edge.
+
+    Linear between two voiced frames; at an edge each point takes the nearest frame;
+    after the last frame its value is held.
+
+    Args:
+      f0_hz: [B, T] in Hz on a grid of hop_in samples, 0 where unvoiced.
+      hop_in: in samples.
+      hop_out: in samples.
+      num_out: frames to return.
+
+    Returns:
+      [B, num_out] in Hz on a grid of hop_out samples.
+    """
+    position = np.arange(num_out, dtype=np.int64) * hop_out
+    index = np.minimum(position // hop_in, f0_hz.shape[1] - 1)
+    fraction = ((position - index * hop_in) / hop_in).clip(0, 1)[None]
+    fraction = fraction.astype(np.float32)
+    left, right, left_voiced, right_voiced = (x[:, index] for x in _edges(f0_hz))
+    between = left + (right - left) * fraction
+    nearest = jnp.where(fraction < 0.5, left, right)
+    return jnp.where(left_voiced & right_voiced, between, nearest)
+
+
+def sample_f0(f0_hz, hop_length: int):
+    """f0 at the sample rate; see `interpolate_f0`. [B, T] -> [B, T * hop_length]."""
+    return interpolate_f0(f0_hz, hop_length, 1, f0_hz.shape[1] * hop_length)
+
+
+def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
+    """Phase of the sine, the running sum of f0, without drift.
+
+    Every frame interval advances by a whole number of 2^-32 turns, added modulo one
+    turn in uint32; only the way within an interval is in float32. (float32 modulo 1
+    drifts 0.05 rad in an hour.)
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      sample_rate: in Hz.
+      hop_length: in samples.
+
+    Returns:
+      [B, T * hop_length] in turns, [0, 1).
+    """
+    left, right, left_voiced, right_voiced = _edges(f0_hz)
+    both = left_voiced & right_voiced
+    # Samples 0..half-1 of an interval are nearest to its left frame.
+    half = -(-hop_length // 2)
+    k = np.arange(hop_length)
+    ramp, count, count_left, count_right = (
+        values.astype(np.float32)[None, None]
+        for values in (
+            k * (k + 1) / (2 * hop_length),
+            k + 1,
+            np.minimum(k + 1, half),
+            np.maximum(k + 1 - half, 0),
+        )
+    )
+    slope = (right - left)[..., None]
+    running = jnp.where(
+        both[..., None],
+        left[..., None] * count + slope * ramp,
+        left[..., None] * count_left + right[..., None] * count_right,
+    )
+    mean_hz = running[..., -1] / hop_length
+
+    # mean_hz * hop / sample_rate turns, in units of 2^-32: the whole Hz exactly.
+    scale = 2**32 * hop_length / sample_rate
+    scale_whole, scale_rest = int(scale), scale - int(scale)
+    whole_hz = jnp.floor(mean_hz)
+    rest = whole_hz * scale_rest + (mean_hz - whole_hz) * scale
+    advance = whole_hz.astype(jnp.uint32) * jnp.uint32(scale_whole % 2**32)
+    advance = advance + jnp.round(rest).astype(jnp.uint32)
+    start = jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance
+    turns = start.astype(jnp.float32)[..., None] * 2.0**-32 + running / sample_rate
+    return (turns % 1.0).reshape(f0_hz.shape[0], -1)
+
+
+def sine_excitation(
+    f0_hz, noise, phase, *, sample_rate: int, hop_length: int, num_harmonics: int = 0
+):
+    """A sine at the voice's pitch, noise where it has none (method.md, section 1).
+
+    NSF's formula (arXiv 1810.11946). A harmonic above the Nyquist frequency is silent.
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      noise: [B, T * hop_length], standard normal.
+      phase: [B], where the sine starts, in turns.
+      sample_rate: in Hz.
+      hop_length: in samples.
+      num_harmonics: beside the fundamental; 0 is the paper.
+
+    Returns:
+      [B, T * hop_length, 1 + num_harmonics].
+    """
+    order = np.arange(1, num_harmonics + 2, dtype=np.float32)[None, None]
+    f0_samples = sample_f0(f0_hz, hop_length)[..., None]
+    turns = excitation_phase(f0_hz, sample_rate=sample_rate, hop_length=hop_length)
+    turns = (turns[..., None] * order + phase[:, None, None]) % 1.0
+    audible = f0_samples * order < sample_rate / 2
+    sine = SINE_AMPLITUDE * jnp.sin(2 * np.pi * turns) * audible
+    noise = noise[..., None] * NOISE_DEVIATION
+    unvoiced = SINE_AMPLITUDE / (3 * NOISE_DEVIATION) * noise
+    return jnp.where(f0_samples > 0, sine + noise, unvoiced)
+
+
+def block_noise(rng, num_samples: int, first_block: int = 0):
+    """Noise as a function of (rng, absolute block), so that chunks agree with the whole.
+
+    Args:
+      rng: a key from `jax.random.key`.
+      num_samples: how many to return.
+      first_block: index of the first block of NOISE_BLOCK samples.
+
+    Returns:
+      ([num_samples] uniform in [0, 1), [num_samples] standard normal).
+    """
+    num_blocks = -(-num_samples // NOISE_BLOCK)
+
+    def draw(block):
+        rng_uniform, rng_normal = jax.random.split(jax.random.fold_in(rng, block))
+        uniform = jax.random.uniform(rng_uniform, (NOISE_BLOCK,))
+        return uniform, jax.random.normal(rng_normal, (NOISE_BLOCK,))
+
+    uniform, normal = jax.vmap(draw)(first_block + jnp.arange(num_blocks))
+    return uniform.reshape(-1)[:num_samples], normal.reshape(-1)[:num_samples]
+
+
+# The front end of Wav2Letter.
+
+
+@functools.cache
+def mel_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> np.ndarray:
+    """Slaney's mel filters with unit area, float32 [n_fft // 2 + 1, num_mels]."""
+
+    def to_mel(hz):  # linear below 1 kHz, logarithmic above
+        ratio = np.maximum(hz, 1000.0) / 1000.0
+        return np.where(
+            hz < 1000.0, hz * 3 / 200, 15 + 27 * np.log(ratio) / np.log(6.4)
+        )
+
+    def to_hz(mel):
+        return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+    edges = to_hz(np.linspace(0.0, to_mel(np.float64(sample_rate / 2)), num_mels + 2))
+    bins = np.fft.rfftfreq(n_fft, 1 / sample_rate)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return (triangles * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+def _dct(num_out: int, num_in: int) -> np.ndarray:
+    """Orthonormal DCT-II, float32 [num_in, num_out]."""
+    k, n = np.arange(num_out), np.arange(num_in)[:, None]
+    basis = np.cos(np.pi * k * (2 * n + 1) / (2 * num_in)) * np.sqrt(2 / num_in)
+    basis[:, 0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def mfcc(audio, length=None):
+    """13 MFCCs at 16 kHz as librosa's defaults give them (method.md, section 7).
+
+    Args:
+      audio: [B, N] at 16 kHz.
+      length: [B] real samples of the N, or None for all.
+
+    Returns:
+      [B, 1 + N // 160, 13]; the loudest real frame sets the 80 dB floor.
+    """
+    power = power_spectrum(audio, MFCC_FFT, MFCC_HOP, length)
+    mel = power @ mel_filterbank(16_000, MFCC_FFT, 128)
+    log_mel = 10.0 * jnp.log10(jnp.maximum(mel, 1e-10))
+    real = log_mel
+    if length is not None:
+        is_real = mask(1 + length // MFCC_HOP, log_mel.shape[1])
+        real = jnp.where(is_real[..., None], log_mel, -jnp.inf)
+    floor = jnp.max(real, axis=(1, 2), keepdims=True) - 80.0
+    return jnp.maximum(log_mel, floor) @ _dct(NUM_MFCC, 128)
+
+
+def _polynomial_fit(order: int, deriv: int) -> np.ndarray:
+    """Derivative at each point of a least-squares polynomial on DELTA_WIDTH points.
+
+    Returns:
+      float32 [DELTA_WIDTH points of evaluation, DELTA_WIDTH samples].
+    """
+    x = np.arange(DELTA_WIDTH) - DELTA_WIDTH // 2
+    fit = np.linalg.pinv(np.vander(x, order + 1, increasing=True))
+    rows = []
+    for point in x:
+        powers = [
+            np.prod(np.arange(p - deriv + 1, p + 1)) * float(point) ** (p - deriv)
+            if p >= deriv
+            else 0.0
+            for p in range(order + 1)
+        ]
+        rows.append(powers @ fit)
+    return np.asarray(rows, np.float32)
+
+
+def _savitzky_golay(x, order: int, deriv: int, num_frames):
+    """Derivative of [B, T, C] along time; polynomial fit at both edges."""
+    total, half = x.shape[1], DELTA_WIDTH // 2
+    weights = _polynomial_fit(order, deriv)
+    slices = [x[:, k : k + total - 2 * half] for k in range(DELTA_WIDTH)]
+    middle = sum(w * s for w, s in zip(weights[half], slices, strict=True))
+    first = jnp.einsum("pw,bwc->bpc", weights[:half], x[:, :DELTA_WIDTH])
+    result = jnp.concatenate([first, middle, jnp.zeros_like(first)], axis=1)
+    # The last frames: fitted on the last DELTA_WIDTH real ones.
+    start = jnp.maximum(num_frames - DELTA_WIDTH, 0)
+    window = start[:, None] + jnp.arange(DELTA_WIDTH)[None]
+    tail = jnp.take_along_axis(x, window[..., None], axis=1)
+    last = jnp.einsum("pw,bwc->bpc", weights[half + 1 :], tail)
+    rows = (start + half + 1)[:, None] + jnp.arange(half)[None]
+    return jax.vmap(lambda r, i, v: r.at[i].set(v))(result, rows, last)
+
+
+def deltas(coefficients, num_frames=None):
+    """MFCCs with their first and second Savitzky-Golay derivatives, width 9.
+
+    Args:
+      coefficients: [B, T, C]; T < 9 is padded with copies of the last frame.
+      num_frames: [B] real frames of the T, or None for all.
+
+    Returns:
+      [B, T, 3, C]: as they are, delta (order 1), delta-delta (order 2).
+    """
+    batch, total, _ = coefficients.shape
+    num_frames = jnp.full(batch, total) if num_frames is None else num_frames
+    extra = max(0, DELTA_WIDTH - total)
+    x = jnp.pad(coefficients, ((0, 0), (0, extra), (0, 0)), mode="edge")
+    last = jnp.take_along_axis(x, (num_frames - 1)[:, None, None], axis=1)
+    x = jnp.where(mask(num_frames, x.shape[1])[..., None], x, last)
+    fitted = jnp.maximum(num_frames, DELTA_WIDTH)
+    delta = _savitzky_golay(x, 1, 1, fitted)[:, :total]
+    delta2 = _savitzky_golay(x, 2, 2, fitted)[:, :total]
+    return jnp.stack([coefficients, delta, delta2], axis=2)
+
+
+def mfcc_stats(blocks, num_frames=None):
+    """Global mean and deviation of each of the three blocks.
+
+    Args:
+      blocks: [B, T, 3, C] from `deltas`.
+      num_frames: [B] real frames of the T, or None for all.
+
+    Returns:
+      [B, 3, 2].
+    """
+    weight = jnp.ones(blocks.shape[:2])
+    if num_frames is not None:
+        weight = mask(num_frames, blocks.shape[1]) * weight
+    weight = (weight / weight.sum(axis=1, keepdims=True) / blocks.shape[-1])[
+        ..., None, None
+    ]
+    mean = jnp.sum(blocks * weight, axis=(1, 3))
+    centred = blocks - mean[:, None, :, None]
+    deviation = jnp.sqrt(jnp.sum(jnp.square(centred) * weight, axis=(1, 3)))
+    return jnp.stack([mean, deviation], axis=-1)
+
+
+def normalise_mfcc(blocks, stats):
+    """Normalises each block and joins them: [B, T, 3, C], [B, 3, 2] -> [B, T, 3 C]."""
+    mean, deviation = stats[:, None, :, 0, None], stats[:, None, :, 1, None]
+    normalised = (blocks - mean) / jnp.maximum(deviation, 1e-5)
+    return normalised.reshape(*blocks.shape[:2], -1)

@@ -1,0 +1,211 @@
+"""From audio to what the generator is told; one path for every use.
+
+Preparation, conversion and the mixup term call the same `FeatureExtractor`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+from svc_jax import dsp, pitch
+from svc_jax.geometry import FrameGeometry
+from svc_jax.models.crepe import FRAME_LENGTH, Crepe
+from svc_jax.models.wav2letter import Wav2Letter
+from svc_jax.types import Features
+
+
+@flax.struct.dataclass
+class FrozenParams:
+    """Weights of the networks that are never trained here.
+
+    Attributes:
+      crepe: of CREPE, or None where f0 comes from YIN.
+      wav2letter: of Wav2Letter.
+    """
+
+    crepe: Any
+    wav2letter: Any
+
+
+@flax.struct.dataclass
+class Extracted:
+    """Features of recordings and what else is known from them.
+
+    Attributes:
+      features: f0_hz, loudness_db [B, T], asr_features [B, A, D].
+      f0_confidence: [B, T] in [0, 1].
+      asr_stats: [B, 3, 2], mean and deviation of MFCC, delta, delta-delta.
+    """
+
+    features: Features
+    f0_confidence: jax.Array
+    asr_stats: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureExtractor:
+    """Extracts features and perceptual activations with frozen networks.
+
+    Attributes:
+      geometry: grids of the features.
+      crepe: the pitch network, or None for YIN.
+      wav2letter: the content network.
+      asr_layer: whose activations are `asr_features`: hidden, wide or logits.
+      f0_hop: samples between two estimates of f0 (160 is CREPE's own step).
+    """
+
+    geometry: FrameGeometry
+    crepe: Crepe | None
+    wav2letter: Wav2Letter
+    asr_layer: str = "wide"
+    f0_hop: int = 160
+
+    @property
+    def asr_size(self) -> int:
+        """D, the size of an ASR feature."""
+        return {
+            "hidden": self.wav2letter.channels,
+            "wide": self.wav2letter.wide_channels,
+            "logits": self.wav2letter.num_labels,
+        }[self.asr_layer]
+
+    def extract(
+        self, params: FrozenParams, audio, length=None, asr_stats=None, viterbi=True
+    ) -> Extracted:
+        """Features of recordings.
+
+        Args:
+          params: weights of the frozen networks.
+          audio: [B, N], N a multiple of asr_hop_length.
+          length: [B] real samples of the N, multiples of asr_hop_length; None for all.
+          asr_stats: [B, 3, 2] of the recordings these are cut from; None: their own.
+          viterbi: decode f0 by Viterbi; otherwise by argmax (for short segments).
+
+        Returns:
+          Extracted, with T = N / hop_length and A = N / asr_hop_length.
+        """
+        f0_hz, confidence = self.f0(params, audio, length, viterbi)
+        loudness = dsp.loudness_db(
+            audio, self.geometry.sample_rate, self.geometry.hop_length, length
+        )
+        activations, asr_stats = self.read(params, audio, length, asr_stats)
+        features = Features(f0_hz, loudness, activations[self.asr_layer])
+        return Extracted(features, confidence, asr_stats)
+
+    def f0(self, params: FrozenParams, audio, length=None, viterbi=True):
+        """f0 and its confidence on the grid of hop_length.
+
+        Args:
+          params, audio, length, viterbi: as in `extract`.
+
+        Returns:
+          (f0_hz, 0 where unvoiced; confidence), [B, N / hop_length].
+        """
+        if self.crepe is None:
+            f0_hz, confidence = pitch.yin(audio, self.geometry.sample_rate, self.f0_hop)
+        else:
+            activation = pitch.crepe_activation(
+                self.crepe, params.crepe, audio, self.f0_hop, length
+            )
+            decode = pitch.decode_viterbi if viterbi else pitch.decode_argmax
+            f0_hz, confidence = decode(activation)
+        f0_hz = pitch.voiced_f0(f0_hz, confidence)
+        hop_length = self.geometry.hop_length
+        num_frames = self.geometry.num_frames(audio.shape[1])
+        nearest = (np.arange(num_frames) * hop_length + self.f0_hop // 2) // self.f0_hop
+        nearest = np.minimum(nearest, confidence.shape[1] - 1)
+        f0_hz = dsp.interpolate_f0(f0_hz, self.f0_hop, hop_length, num_frames)
+        return f0_hz, confidence[:, nearest]
+
+    def read(self, params: FrozenParams, audio, length=None, asr_stats=None):
+        """Activations of Wav2Letter, on the grid of asr_hop_length.
+
+        Args:
+          params, audio, length, asr_stats: as in `extract`.
+
+        Returns:
+          (dict of hidden, wide, logits [B, A, ...]; asr_stats [B, 3, 2]).
+        """
+        num_frames = None if length is None else 1 + length // dsp.MFCC_HOP
+        blocks = dsp.deltas(dsp.mfcc(audio, length), num_frames)
+        if asr_stats is None:
+            asr_stats = dsp.mfcc_stats(blocks, num_frames)
+        activations = self.wav2letter.apply(
+            {"params": params.wav2letter},
+            dsp.normalise_mfcc(blocks, asr_stats),
+            num_frames,
+        )
+        num_asr_frames = self.geometry.num_asr_frames(audio.shape[1])
+        activations = {k: v[:, :num_asr_frames] for k, v in activations.items()}
+        return activations, asr_stats
+
+    def pitch_embedding(self, params: FrozenParams, audio):
+        """CREPE's fifth block on consecutive frames, for L_crepe (method.md, 3).
+
+        Args:
+          params: weights of the frozen networks.
+          audio: [B, N].
+
+        Returns:
+          [B, N // 1024, D]; the gain of the audio does not change it while a frame's
+          deviation is above 1e-3.
+        """
+        frames = dsp.frame(audio, FRAME_LENGTH, FRAME_LENGTH)
+        frames = pitch.normalise_frames(frames, 1e-3)
+        return self.crepe.apply({"params": params.crepe}, frames)[1]
+
+    def extract_recordings(self, params: FrozenParams, recordings) -> list[Extracted]:
+        """Features of whole recordings of any lengths, on the host.
+
+        Lengths are padded up to a few sizes, so that few programs are compiled; the
+        result is that of each recording alone.
+
+        Args:
+          params: weights of the frozen networks.
+          recordings: list of float32 [n].
+
+        Returns:
+          For each one, Extracted of numpy arrays without the axis B, its length
+          padded to the next multiple of asr_hop_length.
+        """
+        extracted = []
+        for audio in recordings:
+            length = self.geometry.padded_length(audio.size)
+            padded = np.zeros((1, self._bucket(length)), np.float32)
+            padded[0, : audio.size] = audio
+            result = _extract(self, params, padded, np.asarray([length], np.int32))
+            frames = self.geometry.num_frames(length)
+            asr_frames = self.geometry.num_asr_frames(length)
+            features, confidence, stats = jax.device_get(
+                (result.features, result.f0_confidence, result.asr_stats)
+            )
+            extracted.append(
+                Extracted(
+                    Features(
+                        features.f0_hz[0, :frames],
+                        features.loudness_db[0, :frames],
+                        features.asr_features[0, :asr_frames],
+                    ),
+                    confidence[0, :frames],
+                    stats[0],
+                )
+            )
+        return extracted
+
+    def _bucket(self, length: int) -> int:
+        """The next of the sizes 1 s, 1.25 s, 1.5 s, 1.75 s, 2 s, 2.5 s, 3 s, ..."""
+        octave = self.geometry.padded_length(self.geometry.sample_rate)
+        while octave * 2 < length:
+            octave *= 2
+        quarter = max(1, octave // 4)
+        steps = -(-max(length - octave, 0) // quarter)
+        return self.geometry.padded_length(octave + steps * quarter)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _extract(extractor: FeatureExtractor, params, audio, length) -> Extracted:
+    return extractor.extract(params, audio, length)

@@ -1,0 +1,91 @@
+"""What a run tells: JSON lines, TensorBoard, a progress bar, and an alarm."""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+
+
+class Writer:
+    """Writes scalars as JSON lines and to TensorBoard, with audio and pictures.
+
+    Only process 0 writes. A step that is written again after a resume stands twice in
+    the file; the later line counts.
+    """
+
+    def __init__(self, workdir):
+        self._active = jax.process_index() == 0
+        if self._active:
+            from tensorboardX import SummaryWriter
+
+            folder = pathlib.Path(workdir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (folder / "metrics.jsonl").open("a")
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def scalars(self, step: int, values: dict[str, float]):
+        """Writes a flat dict of numbers named `group/name`."""
+        if not self._active:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step, "time": time.time(), **values}))
+        self._lines.write("\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def audio(self, step: int, name: str, audio, sample_rate: int):
+        """Writes float32 [N] audio and its spectrogram."""
+        if not self._active:
+            return
+        audio = np.clip(np.asarray(audio), -1, 1)
+        self._board.add_audio(name, audio[:, None], step, sample_rate)
+        self._board.add_image(
+            f"spectrogram/{name}", spectrogram_image(audio), step, dataformats="HWC"
+        )
+
+    def close(self):
+        if self._active:
+            self._lines.close()
+            self._board.close()
+
+
+def check_finite(step: int, values: dict[str, float]):
+    """Raises FloatingPointError that names the first value that is not finite."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} at step {step}.")
+
+
+def progress(num_steps: int, first_step: int):
+    """A bar over steps with rate and ETA; quiet on all but process 0."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=num_steps,
+        initial=first_step,
+        unit="step",
+        smoothing=0.05,
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        file=sys.stderr,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def spectrogram_db(audio, n_fft: int = 1024, hop_length: int = 256) -> np.ndarray:
+    """Spectrogram for the eye: float32 [N] -> [bins, frames] in dB, low bins first."""
+    padded = np.pad(audio, n_fft // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop_length]
+    spectrum = np.abs(np.fft.rfft(frames * np.hanning(n_fft)))
+    return 20 * np.log10(np.maximum(spectrum, 1e-5)).T
+
+
+def spectrogram_image(audio, floor_db: float = -60.0, top_db: float = 40.0):
+    """Spectrogram as a grey picture: float32 [N] -> uint8 [H, W, 3]."""
+    level = (spectrogram_db(audio)[::-1] - floor_db) / (top_db - floor_db)
+    grey = (np.clip(level, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)

@@ -1,0 +1,133 @@
+"""Building blocks of the generators and the discriminator."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
+    """Convolution along time: [B, N, C_in], [K, C_in, C_out] -> [B, N', C_out].
+
+    `padding` is (before, after); by default what keeps the length at stride 1. It is
+    explicit because "SAME" with dilation is mistranslated by ONNX exporters.
+    """
+    if padding is None:
+        reach = dilation * (kernel.shape[0] - 1)
+        padding = (reach // 2, reach - reach // 2)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride,),
+        padding=(padding,),
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+
+
+class Conv(nn.Module):
+    """Weight-normalised convolution along time, not causal.
+
+    kernel = scale * direction / |direction|, the norm over (K, C_in). Kaiming-normal
+    direction, scale equal to its norm, zero bias: Parallel WaveGAN's initialisation.
+    """
+
+    channels: int
+    kernel_size: int = 1
+    dilation: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, N, C_in] -> [B, N, channels]."""
+        kernel = self.normalised_kernel(x.shape[-1])
+        x = convolve(x, kernel, dilation=self.dilation)
+        return x + self.bias() if self.use_bias else x
+
+    def normalised_kernel(self, in_channels: int):
+        """[kernel_size, in_channels, channels]."""
+        shape = (self.kernel_size, in_channels, self.channels)
+        direction = self.param("direction", nn.initializers.kaiming_normal(), shape)
+        norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(0, 1)))
+        scale = self.param("scale", lambda _: norm)
+        return direction * (scale / norm)[None, None]
+
+    def bias(self):
+        """[1, 1, channels]."""
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return bias[None, None]
+
+
+class Upsample(nn.Module):
+    """Repeats each frame, then smooths along time; the same filter for all channels.
+
+    One stage per factor s: nearest repetition, then a filter of 2 s + 1 taps that
+    starts as a mean (Parallel WaveGAN's upsampling network).
+    """
+
+    factors: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, C] -> [B, T * product of factors, C]."""
+        for index, factor in enumerate(self.factors):
+            taps = 2 * factor + 1
+            smoothing = self.param(
+                f"filter{index}", nn.initializers.constant(1 / taps), (taps,)
+            )
+            x = jnp.repeat(x, factor, axis=1)
+            x = _filter_all_channels(x, smoothing)
+        return x
+
+
+def _filter_all_channels(x, taps):
+    """One filter along time for every channel: [B, N, C], [K] -> [B, N, C]."""
+    num_samples = x.shape[1]
+    half = taps.shape[0] // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
+    return sum(
+        taps[k] * lax.slice_in_dim(padded, k, k + num_samples, axis=1)
+        for k in range(taps.shape[0])
+    )
+
+
+class GatedLayer(nn.Module):
+    """Dilated convolution -> (+ condition) -> tanh * sigmoid."""
+
+    gate_channels: int
+    kernel_size: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x, condition=0.0):
+        """[B, N, C], [B, N or 1, gate_channels] -> [B, N, gate_channels // 2]."""
+        x = Conv(self.gate_channels, self.kernel_size, self.dilation, name="dilated")(x)
+        filtered, gate = jnp.split(x + condition, 2, axis=-1)
+        return jnp.tanh(filtered) * nn.sigmoid(gate)
+
+
+class ContextStack(nn.Module):
+    """Looks around in one feature: residual layers of gated dilated convolutions."""
+
+    channels: int
+    gate_channels: int
+    kernel_size: int
+    dilations: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, C_in] -> [B, T, channels]."""
+        x = Conv(self.channels, name="input")(x)
+        for index, dilation in enumerate(self.dilations):
+            gated = GatedLayer(
+                self.gate_channels, self.kernel_size, dilation, name=f"layer{index}"
+            )(x)
+            x = x + Conv(self.channels, name=f"residual{index}")(gated)
+        return x
+
+
+def receptive_field(kernel_size: int, dilations: Sequence[int]) -> int:
+    """How many inputs one output of a stack of dilated convolutions sees."""
+    return 1 + (kernel_size - 1) * int(np.sum(dilations))

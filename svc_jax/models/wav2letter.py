@@ -1,0 +1,91 @@
+"""Wav2Letter, the content network (Collobert et al. 2016, arXiv 1609.03193)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from svc_jax import dsp
+from svc_jax.models.layers import convolve
+
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz' @")  # the published labels; blank last
+
+
+class Wav2Letter(nn.Module):
+    """Convolutions over 39 MFCC features to label scores at half their rate.
+
+    The defaults are the network Arm published; see method.md, section 7.
+
+    Attributes:
+      channels: of the first eight layers.
+      wide_channels: of the two wide layers before the output.
+      num_labels: labels, the blank included.
+      kernels: of the first eight layers; the first has stride 2.
+      wide_kernel: of the first wide layer.
+    """
+
+    channels: int = 250
+    wide_channels: int = 2000
+    num_labels: int = len(LETTERS)
+    kernels: Sequence[int] = (48, 7, 7, 7, 7, 7, 7, 7)
+    wide_kernel: int = 32
+
+    @nn.compact
+    def __call__(self, mfcc, num_frames=None):
+        """Reads the content of speech or song.
+
+        Args:
+          mfcc: [B, T, 39], normalised.
+          num_frames: [B] real frames of the T, or None for all; a padded example gives
+            what it would give alone.
+
+        Returns:
+          dict of `hidden` [B, A, channels], `wide` [B, A, wide_channels] and `logits`
+          [B, A, num_labels], A = ceil(T / 2).
+        """
+        total = mfcc.shape[1]
+        num_frames = (
+            jnp.full(mfcc.shape[0], total) if num_frames is None else num_frames
+        )
+        real = dsp.mask(num_frames, total)[..., None]
+        mfcc = jnp.where(real, mfcc, 0.0)
+        real = real[:, ::2]
+
+        def layer(x, name, channels, kernel_size, stride=1):
+            # What lies beyond the end is zero for each layer, as in the padding.
+            x = SameConvolution(channels, kernel_size, stride, name=name)(x)
+            return jnp.where(real, nn.leaky_relu(x, 0.2), 0.0)
+
+        x = layer(mfcc, "conv1", self.channels, self.kernels[0], stride=2)
+        for number, kernel_size in enumerate(self.kernels[1:], 2):
+            x = layer(x, f"conv{number}", self.channels, kernel_size)
+        hidden = x
+        x = layer(x, "wide1", self.wide_channels, self.wide_kernel)
+        wide = layer(x, "wide2", self.wide_channels, 1)
+        logits = SameConvolution(self.num_labels, 1, 1, name="output")(wide)
+        return {"hidden": hidden, "wide": wide, "logits": logits}
+
+    def context_frames(self) -> int:
+        """How many of its own frames to each side an output depends on."""
+        first = -(-self.kernels[0] // 4)
+        return first + sum(k // 2 for k in (*self.kernels[1:], self.wide_kernel))
+
+
+class SameConvolution(nn.Module):
+    """Plain convolution along time with TensorFlow's SAME padding."""
+
+    channels: int
+    kernel_size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, C] -> [B, ceil(T / stride), channels]."""
+        shape = (self.kernel_size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        num_out = -(-x.shape[1] // self.stride)
+        reach = max((num_out - 1) * self.stride + self.kernel_size - x.shape[1], 0)
+        padding = (reach // 2, reach - reach // 2)
+        x = convolve(x, kernel, stride=self.stride, padding=padding)
+        return x + bias[None, None]

@@ -1,0 +1,178 @@
+"""The paper's generator: context stacks and a non-causal WaveNet (method.md, 2)."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from svc_jax import dsp
+from svc_jax.models.layers import (
+    ContextStack,
+    Conv,
+    GatedLayer,
+    Upsample,
+    receptive_field,
+)
+from svc_jax.types import Features, Noise
+
+
+class WaveNetGenerator(nn.Module):
+    """Sings the features in a voice (arXiv 2008.02830, section 3).
+
+    Attributes:
+      num_singers: rows of the embedding table; with one singer there is none.
+      embedding_size: of a singer's embedding.
+      sample_rate: in Hz.
+      hop_length: samples per frame of f0 and loudness.
+      channels, gate_channels, skip_channels: of the WaveNet.
+      kernel_size: of every dilated convolution.
+      dilations: of the WaveNet's layers.
+      context_channels, context_gate_channels: of each context stack.
+      loudness_dilations, asr_dilations, sine_dilations: of the context stacks.
+      loudness_factors, asr_factors: from the frame rates to the audio rate.
+      num_harmonics: of the sine beside its fundamental; 0 is the paper.
+    """
+
+    num_singers: int
+    embedding_size: int = 64
+    sample_rate: int = 16_000
+    hop_length: int = 64
+    channels: int = 64
+    gate_channels: int = 128
+    skip_channels: int = 64
+    kernel_size: int = 3
+    dilations: Sequence[int] = tuple(2**k for k in range(10)) * 3
+    context_channels: int = 64
+    context_gate_channels: int = 128
+    loudness_dilations: Sequence[int] = (1, 2, 4, 8) * 4
+    asr_dilations: Sequence[int] = (1, 2) * 8
+    sine_dilations: Sequence[int] = tuple(2**k for k in range(8)) * 2
+    loudness_factors: Sequence[int] = (4, 4, 4)
+    asr_factors: Sequence[int] = (4, 4, 4, 5)
+    num_harmonics: int = 0
+
+    def setup(self):
+        def stack(dilations):
+            return ContextStack(
+                self.context_channels,
+                self.context_gate_channels,
+                self.kernel_size,
+                dilations,
+            )
+
+        self.loudness_context = stack(self.loudness_dilations)
+        self.asr_context = stack(self.asr_dilations)
+        self.sine_context = stack(self.sine_dilations)
+        self.loudness_upsample = Upsample(self.loudness_factors)
+        self.asr_upsample = Upsample(self.asr_factors)
+        self.wavenet = WaveNet(
+            self.channels,
+            self.gate_channels,
+            self.skip_channels,
+            self.kernel_size,
+            self.dilations,
+        )
+        if self.num_singers > 1:
+            self.singers = nn.Embed(
+                self.num_singers,
+                self.embedding_size,
+                embedding_init=nn.initializers.normal(1.0),
+            )
+
+    def embed(self, singer_id) -> jax.Array:
+        """[B] int32 -> voices [B, embedding_size]; of size 0 with one singer."""
+        if self.num_singers > 1:
+            return self.singers(singer_id)
+        return jnp.zeros((*singer_id.shape, 0))
+
+    def __call__(self, features: Features, voice, noise: Noise) -> jax.Array:
+        """Synthesises audio.
+
+        Args:
+          features: f0_hz [B, T], loudness_db [B, T], asr_features [B, A, D].
+          voice: [B, embedding_size], from `embed`, or a mixture of such.
+          noise: z, excitation [B, N], phase [B].
+
+        Returns:
+          [B, N], N = T * hop_length.
+        """
+        sine = dsp.sine_excitation(
+            features.f0_hz,
+            noise.excitation,
+            noise.phase,
+            sample_rate=self.sample_rate,
+            hop_length=self.hop_length,
+            num_harmonics=self.num_harmonics,
+        )
+        loudness = features.loudness_db[..., None] / 120.0 + 1.0
+        loudness = self.loudness_upsample(self.loudness_context(loudness))
+        content = self.asr_upsample(self.asr_context(features.asr_features))
+        condition = [loudness, content, self.sine_context(sine)]
+        return self.wavenet(
+            noise.z[..., None], jnp.concatenate(condition, axis=-1), voice
+        )
+
+    def context_samples(self) -> int:
+        """How far, in samples to each side, an output sample depends on its input."""
+
+        def reach(dilations, factors=()):
+            hop = math.prod(factors)
+            stack = hop * (receptive_field(self.kernel_size, dilations) // 2)
+            # A stage of factor s filters s of its own samples to each side.
+            rates = [hop // math.prod(factors[: k + 1]) for k in range(len(factors))]
+            smoothing = sum(f * r for f, r in zip(factors, rates, strict=True))
+            return stack + smoothing + hop
+
+        contexts = (
+            reach(self.loudness_dilations, self.loudness_factors),
+            reach(self.asr_dilations, self.asr_factors),
+            reach(self.sine_dilations),
+        )
+        return max(contexts) + receptive_field(self.kernel_size, self.dilations) // 2
+
+
+class WaveNet(nn.Module):
+    """Non-causal WaveNet on noise; the condition enters every layer (PWG v1)."""
+
+    channels: int
+    gate_channels: int
+    skip_channels: int
+    kernel_size: int
+    dilations: Sequence[int]
+
+    @nn.compact
+    def __call__(self, z, condition, voice):
+        """[B, N, 1], [B, N, C], [B, E] -> [B, N]."""
+        x = Conv(self.channels, name="input")(z)
+        skips = 0.0
+        for index, dilation in enumerate(self.dilations):
+            projected = ConditionProjection(
+                self.gate_channels, name=f"condition{index}"
+            )(condition, voice)
+            gated = GatedLayer(
+                self.gate_channels, self.kernel_size, dilation, name=f"layer{index}"
+            )(x, projected)
+            skips += Conv(self.skip_channels, name=f"skip{index}")(gated)
+            residual = Conv(self.channels, name=f"residual{index}")(gated)
+            x = (residual + x) * math.sqrt(0.5)
+        x = nn.relu(skips * math.sqrt(1.0 / len(self.dilations)))
+        x = nn.relu(Conv(self.skip_channels, name="output0")(x))
+        return Conv(1, name="output1")(x)[..., 0]
+
+
+class ConditionProjection(Conv):
+    """1x1 of the condition with the voice appended to every sample of it.
+
+    The voice does not change along time, so its part is computed once.
+    """
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, condition, voice):
+        """[B, N, C], [B, E] -> [B, N, channels]."""
+        size = condition.shape[-1]
+        kernel = self.normalised_kernel(size + voice.shape[-1])[0]
+        return condition @ kernel[:size] + (voice @ kernel[size:])[:, None]
