@@ -237,19 +237,10 @@ def _crepe_shapes(capacity: str) -> Shapes:
     return _shapes(Crepe(capacity), (1, FRAME_LENGTH))
 
 
-_NORM_NAMES: dict[str, dict[str, str]] = {
-    "keras": {
-        "scale": "gamma",
-        "bias": "beta",
-        "mean": "moving_mean",
-        "var": "moving_variance",
-    },
-    "torch": {
-        "scale": "weight",
-        "bias": "bias",
-        "mean": "running_mean",
-        "var": "running_var",
-    },
+_NORM_NAMES = {
+    "svc_jax": ("scale", "bias", "mean", "var"),
+    "keras": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "torch": ("weight", "bias", "running_mean", "running_var"),
 }
 
 
@@ -260,7 +251,8 @@ def _crepe_place(layout: str, layer: str, weight: str, shape: tuple):
     if layer.startswith("norm"):
         block = layer.replace("norm", "conv")
         block += "-BN/" if layout == "keras" else "_BN."
-        return block + _NORM_NAMES[layout][weight], shape
+        index = _NORM_NAMES["svc_jax"].index(weight)
+        return block + _NORM_NAMES[layout][index], shape
     # Both have 2-D convolutions, one wide: [k, 1, in, out] and [out, in, k, 1].
     if layout == "keras":
         shape = (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape

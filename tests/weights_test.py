@@ -183,6 +183,19 @@ def write_torch(path, arrays):
     return write_zip(path, state_dict(pickled), {"7": data, "8": bytes(8)})
 
 
+def write_crepe(path, params):
+    """Writes CREPE in the format that the path names."""
+    if path.suffix == ".pth":
+        write_torch(path, torch_crepe(params))
+    elif path.suffix == ".safetensors":
+        weight_files.save_safetensors(path, params, {"capacity": "tiny"}, "crepe")
+    else:
+        write_keras(path, keras_crepe(params))
+    if path.suffix == ".bz2":
+        path.write_bytes(bz2.compress(path.read_bytes()))
+    return path
+
+
 # Formats.
 
 
@@ -195,15 +208,7 @@ def test_crepe_has_its_published_size(capacity, expected):
 
 @pytest.mark.parametrize("ending", [".h5", ".h5.bz2", ".pth", ".safetensors"])
 def test_crepe_is_the_same_in_every_format(tmp_path, tiny, ending):
-    path = tmp_path / f"mine{ending}"
-    if ending == ".pth":
-        write_torch(path, torch_crepe(tiny))
-    elif ending == ".safetensors":
-        weight_files.save_safetensors(path, tiny, {"capacity": "tiny"}, "crepe")
-    else:
-        write_keras(path, keras_crepe(tiny))
-        if ending == ".h5.bz2":
-            path.write_bytes(bz2.compress(path.read_bytes()))
+    path = write_crepe(tmp_path / f"mine{ending}", tiny)
     found = weights.crepe("tiny", path)
     assert_equal(found.params, tiny)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -352,12 +357,14 @@ def test_code_in_a_pickle_is_refused_by_name_and_never_run(tmp_path, refused, ma
     assert not mark.exists()
 
 
-def storage_of_storage() -> bytes:
-    """A tensor of a tensor: its elements would lie outside of the first's storage."""
-    inner = tensor("0", 4, 3, (4,), (0,))
-    hooks = group(number(0), group(number(4)), group(number(1)))
-    head = name("torch._utils", "_rebuild_tensor_v2")
-    return head + group(inner, hooks[1:-1]) + b"R"
+# A tensor made of a tensor: it would lie outside of the storage of the first.
+VIEW_OF_VIEW = (
+    name("torch._utils", "_rebuild_tensor_v2")
+    + group(
+        tensor("0", 4, 3, (4,), (0,)), number(0), group(number(4)), group(number(1))
+    )
+    + b"R"
+)
 
 
 @pytest.mark.parametrize(
@@ -369,11 +376,12 @@ def storage_of_storage() -> bytes:
         ("larger than its storage", tensor("0", 4, 0, (1 << 30,), (0,))),
         ("whole numbers", tensor("0", 4, -1, (2,), (1,))),
         ("whole numbers", tensor("0", 4, 3, (2,), (-1,))),
-        ("another form", storage_of_storage()),
+        ("another form", VIEW_OF_VIEW),
         ("no item named", tensor("1", 4, 0, (2,), (1,))),
         ("a dict of tensors", text("hello")),
         ("something else than a storage", group(text("module")) + b"Q"),
-        ("empty list", b"R"),
+        ("another form", b"R"),
+        ("empty list", b"t"),
     ],
 )
 def test_tensors_stay_within_their_storage(tmp_path, reason, pickled):
@@ -411,15 +419,7 @@ def test_sizes_are_bounded(tmp_path, monkeypatch, tiny):
 def test_damaged_files_are_named(tmp_path, tiny, ending, damage):
     path = tmp_path / f"mine{ending}"
     if damage == "short":
-        if ending == ".pth":
-            write_torch(path, torch_crepe(tiny))
-        elif ending == ".safetensors":
-            weight_files.save_safetensors(path, tiny, {"capacity": "tiny"}, "crepe")
-        else:
-            write_keras(path, keras_crepe(tiny))
-            if ending == ".h5.bz2":
-                path.write_bytes(bz2.compress(path.read_bytes()))
-        path.write_bytes(path.read_bytes()[:-5000])
+        path.write_bytes(write_crepe(path, tiny).read_bytes()[:-5000])
     else:
         path.write_bytes(b"version https://git-lfs" if damage == "text" else b"")
     with pytest.raises(UserError) as caught:
@@ -428,37 +428,47 @@ def test_damaged_files_are_named(tmp_path, tiny, ending, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_arrays_are_checked_one_by_one(tmp_path, tiny):
-    def refusal(layer, weight, array):
-        changed = {**tiny, layer: {**tiny[layer], weight: array}}
-        path = write_torch(tmp_path / "mine.pth", torch_crepe(changed))
-        with pytest.raises(UserError) as caught:
-            weights.crepe("tiny", path)
-        return str(caught.value)
+@pytest.mark.parametrize(
+    ("layer", "weight", "array", "said"),
+    [
+        (
+            "conv2",
+            "kernel",
+            np.zeros((64, 128, 15), "f4"),
+            r"conv2.weight as float32 \(15, 128, 64, 1\); expected .*16, 128, 64, 1",
+        ),
+        (
+            "conv1",
+            "bias",
+            np.zeros(128, "f4")[None],
+            r"conv1.bias as float32 \(1, 128\)",
+        ),
+        (
+            "norm3",
+            "var",
+            np.full(16, np.nan, "f4"),
+            "NaN or infinity in conv3_BN.running_var",
+        ),
+        ("conv7", "bias", np.zeros(3, "f4"), "conv7.bias, which nothing needs"),
+    ],
+)
+def test_arrays_are_checked(tmp_path, tiny, layer, weight, array, said):
+    changed = {**tiny, layer: {**tiny.get(layer, {}), weight: array}}
+    path = write_torch(tmp_path / "mine.pth", torch_crepe(changed))
+    with pytest.raises(UserError, match=f"mine.pth hold {said}"):
+        weights.crepe("tiny", path)
 
-    path = tmp_path / "mine.pth"
-    wrong = refusal("conv2", "kernel", np.zeros((64, 128, 15), np.float32))
-    assert f"{path} hold conv2.weight as float32 (15, 128, 64, 1)" in wrong
-    assert "expected float32 (16, 128, 64, 1)" in wrong
-    wrong = refusal("norm3", "var", np.full(16, np.nan, np.float32))
-    assert f"{path} hold NaN or infinity in conv3_BN.running_var" in wrong
 
-    layers = keras_crepe(tiny)
-    for name, changed in (
-        ("lack the array classifier/bias", [*layers[:-1], ("classifier", {})]),
-        ("hold extra/bias", [*layers, ("extra", {"bias": np.zeros(3, "f4")})]),
-        ("lack the array conv1/kernel", layers[2:]),
-    ):
-        changed = [layer for layer in changed if layer[1]]
-        if "classifier/bias" in name:
-            kernel = dict(layers)["classifier"]["kernel"]
-            changed = [
-                *(layer for layer in layers if layer[0] != "classifier"),
-                ("classifier", {"kernel": kernel}),
-            ]
-        path = write_keras(tmp_path / "mine.h5", changed)
-        with pytest.raises(UserError, match=name):
-            weights.crepe("tiny", path)
+def test_missing_and_integer_arrays_are_refused(tmp_path, tiny):
+    layers = dict(keras_crepe(tiny))
+    del layers["conv4-BN"]["moving_mean"]
+    path = write_keras(tmp_path / "mine.h5", list(layers.items()))
+    with pytest.raises(UserError, match="lack the array conv4-BN/moving_mean"):
+        weights.crepe("tiny", path)
+    layers["conv4-BN"]["moving_mean"] = np.zeros(16, np.int32)
+    path = write_keras(tmp_path / "mine.h5", list(layers.items()))
+    with pytest.raises(UserError, match="hold conv4-BN/moving_mean as int32"):
+        weights.crepe("tiny", path)
 
 
 def test_mistaken_files_and_names(tmp_path, tiny):
@@ -514,14 +524,20 @@ def sources(tmp_path, monkeypatch, tiny):
     return tmp_path, file, data
 
 
+class Response(io.BytesIO):
+    """What an address answers."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.length = len(data)
+
+
 def answer(monkeypatch, data):
-    """Lets every address give the data."""
+    """Lets the address of `sources` give the data."""
 
     def urlopen(url, timeout):
         assert url == "https://example.org/model.h5"
-        response = io.BytesIO(data)
-        response.length = len(data)
-        return response
+        return Response(data)
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
 

@@ -1,0 +1,204 @@
+"""Datasets -> batches: numpy dicts with the names of svc_jax.types.Batch; no JAX.
+
+The order is a function of the seed alone, and every batch a function of (seed, step):
+a run that resumes at step N gets at once what it would have got. Hosts take their part
+of the same global batch, so that their number changes nothing either.
+"""
+
+import pathlib
+import struct
+
+import numpy as np
+
+from data_pipeline import schema
+from svc_jax.errors import UserError
+from svc_jax.geometry import FrameGeometry
+
+BATCH_FIELDS = (
+    "audio",
+    "f0_hz",
+    "loudness_db",
+    "asr_features",
+    "asr_stats",
+    "singer_id",
+)
+
+
+def record_offsets(path) -> np.ndarray:
+    """Where the records of a TFRecord file are: int64 [records, 2], offset and length.
+
+    A record is its length (uint64), a checksum of that, the bytes, their checksum.
+    """
+    found = []
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            length = struct.unpack("<Q", header[:8])[0]
+            found.append((file.tell(), length))
+            file.seek(length + 4, 1)
+    return np.asarray(found, np.int64).reshape(-1, 2)
+
+
+class Records:
+    """Random access to the records of one split.
+
+    Raises:
+      UserError: if the dataset or the split holds nothing.
+    """
+
+    def __init__(self, data_dir, split: str):
+        import tensorflow_datasets as tfds
+
+        folder = pathlib.Path(data_dir)
+        self.card = schema.Card.read(folder)
+        pattern = f"{schema.NAME}-{split}.tfrecord-*"
+        self._files = sorted(folder.glob(pattern))
+        offsets = [record_offsets(path) for path in self._files]
+        if not sum(map(len, offsets)):
+            raise UserError(
+                f"{data_dir}: split {split!r} holds no records; prepare it again with"
+                " recordings in it."
+            )
+        self._file = np.repeat(np.arange(len(offsets)), [len(o) for o in offsets])
+        self._offsets = np.concatenate(offsets)
+        self._features = tfds.builder_from_directory(str(folder)).info.features
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def read(self, index: int) -> bytes:
+        """A record as it stands in its file."""
+        offset, length = self._offsets[index]
+        with self._files[self._file[index]].open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def load(self, index):
+        """A record as a dict of tensors; index is a scalar int64 tensor."""
+        import tensorflow as tf
+
+        raw = tf.numpy_function(self.read, [index], tf.string, stateful=False)
+        return self._features.deserialize_example(tf.reshape(raw, ()))
+
+
+def check_card(card: schema.Card, geometry: FrameGeometry, asr_size: int):
+    """Raises UserError unless a dataset fits the config; says both values."""
+    wanted = {
+        "sample_rate": (card.sample_rate, geometry.sample_rate),
+        "hop_length": (card.hop_length, geometry.hop_length),
+        "asr_hop_length": (card.asr_hop_length, geometry.asr_hop_length),
+        "ASR feature size": (card.asr["size"], asr_size),
+    }
+    for name, (found, asked) in wanted.items():
+        if found != asked:
+            raise UserError(
+                f"the dataset's {name} is {found}, the config's {asked}; prepare the"
+                " dataset again or change the config."
+            )
+
+
+def crop(example, start, geometry: FrameGeometry):
+    """Cuts a segment from a record, on every frame grid.
+
+    Args:
+      example: dict of tensors, whole record.
+      start: first ASR frame of the segment.
+      geometry: of the segment.
+
+    Returns:
+      dict of tensors named as in BATCH_FIELDS.
+    """
+    import tensorflow as tf
+
+    frames_per_asr = geometry.asr_hop_length // geometry.hop_length
+    spans = {
+        "audio": (geometry.asr_hop_length, geometry.segment_samples),
+        "f0_hz": (frames_per_asr, geometry.segment_frames),
+        "loudness_db": (frames_per_asr, geometry.segment_frames),
+        "asr_features": (1, geometry.segment_asr_frames),
+    }
+    segment = {name: example[name] for name in BATCH_FIELDS}
+    for name, (stride, count) in spans.items():
+        value = example[name][start * stride : start * stride + count]
+        segment[name] = tf.ensure_shape(value, [count, *value.shape[1:]])
+    segment["asr_features"] = tf.cast(segment["asr_features"], tf.float32)
+    return segment
+
+
+def train_batches(
+    data_dir,
+    geometry: FrameGeometry,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+):
+    """Endless batches of random segments from the training split.
+
+    Args:
+      data_dir: a prepared dataset.
+      geometry: of the segments.
+      batch_size: over all hosts.
+      seed: of order and crops.
+      first_step: of the first batch.
+      shard_index, shard_count: this host and how many there are.
+
+    Returns:
+      Iterator of dicts of numpy arrays, batch_size / shard_count examples each.
+    """
+    import tensorflow as tf
+
+    records = Records(data_dir, "train")
+    count = len(records)
+    local = batch_size // shard_count
+    if local * shard_count != batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided by {shard_count} hosts."
+        )
+
+    def example(number):
+        """The number-th example of this host since the beginning of the run."""
+        step, row = number // local, number % local
+        position = step * batch_size + shard_index * local + row
+        epoch, place = position // count, position % count
+        # Every epoch visits every record once, in an order of its own.
+        index = tf.random.experimental.index_shuffle(
+            place, seed=tf.stack([seed, epoch]), max_index=count - 1
+        )
+        record = records.load(index)
+        last = tf.shape(record["asr_features"])[0] - geometry.segment_asr_frames
+        start = tf.random.stateless_uniform(
+            (), tf.stack([seed, position]), 0, last + 1, tf.int32
+        )
+        return crop(record, start, geometry)
+
+    dataset = tf.data.Dataset.range(first_step * local, np.iinfo(np.int64).max)
+    dataset = dataset.map(example, num_parallel_calls=4, deterministic=True)
+    return dataset.batch(local, drop_remainder=True).prefetch(4).as_numpy_iterator()
+
+
+def eval_batches(data_dir, geometry: FrameGeometry, *, split: str, batch_size: int):
+    """The middle segment of every record of a split, in order; the last batch is full.
+
+    Args:
+      data_dir: a prepared dataset.
+      geometry: of the segments.
+      split: its name.
+      batch_size: examples in a batch; the first records fill up the last one.
+
+    Returns:
+      list of dicts of numpy arrays.
+    """
+    import tensorflow as tf
+
+    records = Records(data_dir, split)
+    num_batches = -(-len(records) // batch_size)
+
+    def example(number):
+        record = records.load(number % len(records))
+        last = tf.shape(record["asr_features"])[0] - geometry.segment_asr_frames
+        return crop(record, last // 2, geometry)
+
+    dataset = tf.data.Dataset.range(num_batches * batch_size).map(example)
+    return list(dataset.batch(batch_size).as_numpy_iterator())

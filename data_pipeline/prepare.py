@@ -1,0 +1,389 @@
+"""Makes a dataset from recordings.
+
+  python -m data_pipeline.prepare --input recordings/ --output datasets/choir \\
+      --wav2letter wav2letter.safetensors
+
+`recordings/` has a folder per singer: recordings/<singer>/**/*.{wav,flac,ogg,mp3}.
+Record isolated voices: no accompaniment, no choir. The output is in the layout of
+tensorflow-datasets; `tfds.builder_from_directory` opens it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+import shutil
+import sys
+
+from absl import flags
+
+from svc_jax import command_line
+
+_INPUT = flags.DEFINE_string("input", None, "Folder with a folder per singer.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the dataset to make.")
+_F0 = flags.DEFINE_enum(
+    "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
+)
+_F0_HOP = flags.DEFINE_integer(
+    "f0_hop", 160, "Samples between two estimates of pitch; 64 is the exact grid."
+)
+_WAV2LETTER = flags.DEFINE_string(
+    "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."
+)
+_ASR_LAYER = flags.DEFINE_enum(
+    "asr_layer", "wide", ["hidden", "wide", "logits"], "Whose activations are kept."
+)
+_VALID = flags.DEFINE_float("valid", 0.05, "Share of recordings kept for validation.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A recording to prepare."""
+
+    path: pathlib.Path
+    singer: str
+    name: str  # singer/relative path, "/" between
+    split: str
+
+
+def find_sources(folder, valid: float) -> list[Source]:
+    """Recordings in a folder per singer, each assigned to a split by its name.
+
+    Args:
+      folder: DIR/<singer>/**/*.
+      valid: share for validation; at least one of a singer's recordings where it has
+        two or more. Chosen by a hash of the name: adding recordings moves few.
+
+    Raises:
+      UserError: if there is no folder, no singer, or a singer without audio.
+    """
+    from svc_jax import audio_files
+    from svc_jax.errors import UserError
+
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of recordings; check --input.")
+    singers = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not singers:
+        raise UserError(
+            f"{folder}: holds no folders; put each singer's recordings in a folder"
+            f" named after the singer, as {folder / 'alto' / 'song.wav'}."
+        )
+    sources = []
+    for singer in singers:
+        paths = audio_files.find(singer)
+        if not paths:
+            endings = " ".join(audio_files.EXTENSIONS)
+            raise UserError(
+                f"{singer}: holds no audio ({endings}); add some or remove the folder."
+            )
+        names = {p: p.relative_to(folder).as_posix() for p in paths}
+        ranked = sorted(paths, key=lambda p: _rank(names[p]))
+        num_valid = max(round(valid * len(paths)), 1) if len(paths) > 1 and valid else 0
+        held_out = set(ranked[:num_valid])
+        sources += [
+            Source(p, singer.name, names[p], "validation" if p in held_out else "train")
+            for p in paths
+        ]
+    return sources
+
+
+def _rank(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def frozen_networks(f0: str, f0_hop: int, wav2letter_path, asr_layer: str):
+    """The extractor and its weights, from where weights come from.
+
+    Args:
+      f0: crepe-tiny, crepe-full or yin.
+      f0_hop: samples between two estimates of f0.
+      wav2letter_path: its weights.
+      asr_layer: whose activations are the ASR features.
+
+    Returns:
+      (FeatureExtractor, dict of name -> svc_jax.weights.Weights).
+    """
+    from svc_jax import weights
+    from svc_jax.features import FeatureExtractor
+    from svc_jax.geometry import FrameGeometry
+    from svc_jax.models.crepe import Crepe
+    from svc_jax.models.wav2letter import Wav2Letter
+
+    found = {"wav2letter": weights.wav2letter(wav2letter_path)}
+    crepe = None
+    if f0 != "yin":
+        capacity = f0.removeprefix("crepe-")
+        found["crepe"] = weights.crepe(capacity)
+        crepe = Crepe(capacity)
+    config = found["wav2letter"].config
+    wav2letter = Wav2Letter(
+        config["channels"], config["wide_channels"], config["num_labels"]
+    )
+    extractor = FeatureExtractor(
+        FrameGeometry(), crepe, wav2letter, asr_layer=asr_layer, f0_hop=f0_hop
+    )
+    return extractor, found
+
+
+def to_records(audio, extracted, geometry, *, singer_id: int, recording: str):
+    """Cuts a recording with its features into records of at most 10 s, even in length.
+
+    Args:
+      audio: float32 [N], N on every grid.
+      extracted: features.Extracted of one recording, without the axis B.
+      geometry: of its features.
+      singer_id: of its singer.
+      recording: its name.
+
+    Yields:
+      dicts named as in schema.FEATURES.
+    """
+    import numpy as np
+
+    from data_pipeline import schema
+
+    total = geometry.num_asr_frames(audio.size)
+    most = int(schema.MAX_RECORD_SECONDS * geometry.asr_frame_rate)
+    count = -(-total // most)
+    ratio = geometry.asr_hop_length // geometry.hop_length
+    borders = np.linspace(0, total, count + 1).astype(int)
+    for first, last in itertools.pairwise(borders):
+        samples = slice(first * geometry.asr_hop_length, last * geometry.asr_hop_length)
+        frames = slice(first * ratio, last * ratio)
+        yield {
+            "audio": audio[samples],
+            "f0_hz": extracted.features.f0_hz[frames],
+            "f0_confidence": extracted.f0_confidence[frames],
+            "loudness_db": extracted.features.loudness_db[frames],
+            "asr_features": extracted.features.asr_features[first:last].astype(
+                np.float16
+            ),
+            "asr_stats": extracted.asr_stats,
+            "singer_id": singer_id,
+            "recording": recording,
+            "position": samples.start,
+        }
+
+
+def dataset_writer(folder, asr_size: int):
+    """A writer of TFRecords in the layout of tensorflow-datasets, both splits open."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import sequential_writer
+
+    from data_pipeline import schema
+
+    axes = {"samples": None, "frames": None, "asr_frames": None, "asr_size": asr_size}
+
+    def feature(shape, dtype):
+        if dtype == "str":
+            return tfds.features.Text()
+        return tfds.features.Tensor(
+            shape=tuple(axes.get(axis, axis) for axis in shape),
+            dtype=np.dtype(dtype),
+            # TFRecords know no float16.
+            encoding="bytes" if dtype == "float16" else "none",
+        )
+
+    features = tfds.features.FeaturesDict(
+        {name: feature(*spec) for name, spec in schema.FEATURES.items()}
+    )
+    identity = tfds.core.DatasetIdentity(
+        name=schema.NAME,
+        version=tfds.core.Version(schema.VERSION),
+        data_dir=str(folder),
+        module_name=__name__,
+        release_notes=schema.RELEASE_NOTES,
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    writer = sequential_writer.SequentialWriter(info, max_examples_per_shard=256)
+    writer.initialize_splits(["train", "validation"])
+    return writer
+
+
+def describe_singers(voiced: dict, minutes: dict):
+    """schema.Singers from the voiced f0 and the minutes of each, by name.
+
+    Raises:
+      UserError: for a singer in whose recordings no pitch was heard.
+    """
+    import numpy as np
+
+    from data_pipeline import schema
+    from svc_jax.errors import UserError
+
+    singers = []
+    for name in sorted(voiced):
+        f0_hz = np.concatenate(voiced[name])
+        if not f0_hz.size:
+            raise UserError(
+                f"singer {name!r}: no pitch was heard in {minutes[name]:.1f} minutes;"
+                " record a voice alone, without accompaniment."
+            )
+        low, high = np.percentile(f0_hz, [1, 99])
+        mean = f0_hz.mean(dtype=np.float64)
+        singers.append(
+            schema.Singer(name, float(mean), float(low), float(high), minutes[name])
+        )
+    return tuple(singers)
+
+
+def save_frozen(folder, found):
+    """Keeps the networks that made the features with the dataset."""
+    from data_pipeline import schema
+    from svc_jax import weight_files
+
+    for kind, frozen in found.items():
+        path = pathlib.Path(folder) / schema.FROZEN / f"{kind}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        weight_files.save_safetensors(path, frozen.params, frozen.config, kind)
+
+
+def prepare(
+    input_dir,
+    output_dir,
+    *,
+    f0: str = "crepe-tiny",
+    f0_hop: int = 160,
+    wav2letter_path=None,
+    asr_layer: str = "wide",
+    valid: float = 0.05,
+) -> list[str]:
+    """Writes a dataset; see the module's first lines.
+
+    Args:
+      input_dir: a folder per singer.
+      output_dir: made; must not exist or be empty.
+      f0, f0_hop, wav2letter_path, asr_layer: see `frozen_networks`.
+      valid: see `find_sources`.
+
+    Returns:
+      One line for each recording that was left out.
+
+    Raises:
+      UserError: if nothing usable is left of a singer, or the output exists.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from data_pipeline import schema
+    from svc_jax import audio_files
+    from svc_jax.errors import UserError
+    from svc_jax.features import FrozenParams
+
+    output = pathlib.Path(output_dir)
+    if output.exists() and any(output.iterdir()):
+        raise UserError(
+            f"{output}: exists and is not empty; remove it or name another --output."
+        )
+    sources = find_sources(input_dir, valid)
+    extractor, found = frozen_networks(f0, f0_hop, wav2letter_path, asr_layer)
+    frozen = FrozenParams(
+        found["crepe"].params if "crepe" in found else None, found["wav2letter"].params
+    )
+    geometry = extractor.geometry
+
+    names = sorted({source.singer for source in sources})
+    voiced = {name: [] for name in names}
+    minutes = dict.fromkeys(names, 0.0)
+    refused = []
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    writer = dataset_writer(partial, extractor.asr_size)
+    seconds = 0.0
+    with tqdm(sources, unit="file", disable=None) as bar:
+        for source in bar:
+            try:
+                audio = audio_files.read(source.path, geometry.sample_rate).audio
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            seconds += audio.size / geometry.sample_rate
+            minutes[source.singer] += audio.size / geometry.sample_rate / 60
+            length = max(geometry.padded_length(audio.size), geometry.segment_samples)
+            audio = np.pad(audio, (0, length - audio.size))
+            extracted = extractor.extract_recordings(frozen, [audio])[0]
+            f0_hz = extracted.features.f0_hz
+            voiced[source.singer].append(f0_hz[f0_hz > 0])
+            records = to_records(
+                audio,
+                extracted,
+                geometry,
+                singer_id=names.index(source.singer),
+                recording=source.name,
+            )
+            writer.add_examples({source.split: list(records)})
+            rate = seconds / max(bar.format_dict["elapsed"], 1e-3)
+            bar.set_postfix_str(f"{rate:.1f} h of audio per hour")
+    writer.close_all()
+    unusable = [name for name in names if not voiced[name]]
+    if unusable:
+        shutil.rmtree(partial)
+        raise UserError(
+            f"singer {unusable[0]!r}: none of the recordings is usable ({refused[0]})"
+        )
+    pitch = found.get("crepe")
+    card = schema.Card(
+        singers=describe_singers(voiced, minutes),
+        sample_rate=geometry.sample_rate,
+        hop_length=geometry.hop_length,
+        asr_hop_length=geometry.asr_hop_length,
+        f0={
+            "network": f0,
+            "sha256": pitch.sha256 if pitch else None,
+            "hop_length": f0_hop,
+        },
+        asr={
+            "network": "wav2letter",
+            "sha256": found["wav2letter"].sha256,
+            "layer": asr_layer,
+            "size": extractor.asr_size,
+        },
+    )
+    save_frozen(partial, found)
+    card.write(partial)
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+    return refused
+
+
+def main(_):
+    refused = prepare(
+        _INPUT.value,
+        _OUTPUT.value,
+        f0=_F0.value,
+        f0_hop=_F0_HOP.value,
+        wav2letter_path=_WAV2LETTER.value,
+        asr_layer=_ASR_LAYER.value,
+        valid=_VALID.value,
+    )
+    for line in refused:
+        print(f"left out: {line}", file=sys.stderr)
+    print_summary(_OUTPUT.value, len(refused))
+
+
+def print_summary(folder, num_refused: int):
+    """Prints what a dataset holds."""
+    from data_pipeline import schema
+
+    card = schema.Card.read(folder)
+    print(f"{folder}: {len(card.singers)} singers, {num_refused} files left out")
+    for singer in card.singers:
+        print(
+            f"  {singer.name:20s} {singer.minutes:6.1f} min  mean f0"
+            f" {singer.mean_f0_hz:5.0f} Hz ({singer.low_f0_hz:.0f}"
+            f" to {singer.high_f0_hz:.0f})"
+        )
+
+
+def run():
+    """Entry point."""
+    flags.mark_flags_as_required(["input", "output"])
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,123 @@
+"""From a config to modules and optimisers; below this, no function sees a config."""
+
+from svc_jax import optimizers, steps
+from svc_jax.errors import UserError
+from svc_jax.features import FeatureExtractor
+from svc_jax.geometry import FrameGeometry
+from svc_jax.models.crepe import Crepe
+from svc_jax.models.discriminators import WaveNetDiscriminator
+from svc_jax.models.wav2letter import Wav2Letter
+from svc_jax.models.wavenet import WaveNetGenerator
+
+GENERATORS = {"wavenet": WaveNetGenerator}
+DISCRIMINATORS = {"wavenet": WaveNetDiscriminator}
+
+
+def geometry(config) -> FrameGeometry:
+    """Raises UserError for impossible rates and lengths."""
+    try:
+        return FrameGeometry(**config.geometry)
+    except ValueError as error:
+        raise UserError(f"config.geometry: {error}") from error
+
+
+def _arguments(section) -> dict:
+    """Fields of a module: what a config section holds beside `name`, tuples for lists."""
+    return {
+        key: tuple(value) if isinstance(value, list | tuple) else value
+        for key, value in section.items()
+        if key != "name"
+    }
+
+
+def generator(config, num_singers: int):
+    """The generator that config.generator.name names.
+
+    Raises:
+      UserError: for an unknown name, or upsampling that does not fit the geometry.
+    """
+    name = config.generator.name
+    if name not in GENERATORS:
+        known = ", ".join(GENERATORS)
+        raise UserError(f"config.generator.name is {name!r}; choose one of {known}.")
+    grid = geometry(config)
+    module = GENERATORS[name](
+        num_singers=num_singers,
+        sample_rate=grid.sample_rate,
+        hop_length=grid.hop_length,
+        **_arguments(config.generator),
+    )
+    try:
+        grid.check_upsampling(
+            "loudness_factors", module.loudness_factors, grid.hop_length
+        )
+        grid.check_upsampling("asr_factors", module.asr_factors, grid.asr_hop_length)
+    except ValueError as error:
+        raise UserError(f"config.generator.{error}") from error
+    return module
+
+
+def extractor(
+    config, wav2letter: dict, asr_layer: str, crepe: str | None, f0_hop: int = 160
+):
+    """The frozen networks as one FeatureExtractor.
+
+    Args:
+      config: its geometry.
+      wav2letter: channels, wide_channels and num_labels.
+      asr_layer: whose activations are the ASR features.
+      crepe: a capacity, or None for YIN.
+      f0_hop: samples between two estimates of f0.
+    """
+    network = Wav2Letter(
+        wav2letter["channels"], wav2letter["wide_channels"], wav2letter["num_labels"]
+    )
+    pitch = Crepe(crepe) if crepe else None
+    return FeatureExtractor(geometry(config), pitch, network, asr_layer, f0_hop)
+
+
+def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Networks:
+    """All modules of a run."""
+    discriminator = DISCRIMINATORS[config.discriminator.name](
+        **_arguments(config.discriminator)
+    )
+    return steps.Networks(generator(config, num_singers), discriminator, extractor)
+
+
+def run_optimizers(config) -> steps.Optimizers:
+    """RAdam with clipping and halving, for G and for D."""
+    section = config.optimizer
+    every = max(1, int(config.num_steps * section.halve_every))
+    return steps.Optimizers(
+        generator=optimizers.clipped_radam(
+            section.generator_max_grad_norm, section.epsilon
+        ),
+        discriminator=optimizers.clipped_radam(
+            section.discriminator_max_grad_norm, section.epsilon
+        ),
+        generator_rate=optimizers.halving(section.generator_learning_rate, every),
+        discriminator_rate=optimizers.halving(
+            section.discriminator_learning_rate, every
+        ),
+    )
+
+
+def objective(config) -> steps.Objective:
+    """Weights and settings of the loss terms."""
+    section = config.loss
+    return steps.Objective(
+        weights=section.weights.to_dict(),
+        fft_sizes=tuple(section.fft_sizes),
+        content_layer=section.content_layer,
+        ema_decay=config.optimizer.ema_decay,
+    )
+
+
+def phase_at(config, num_singers: int, step: int) -> steps.Phase:
+    """The phase of an update: the config's shares of the run, as steps."""
+    return steps.phase_at(
+        step,
+        adversarial_from=round(config.phases.adversarial * config.num_steps),
+        mixup_from=round(config.phases.mixup * config.num_steps),
+        num_singers=num_singers,
+    )

@@ -1,0 +1,388 @@
+"""Training steps: pure functions (state, batch, ...) -> (state, metrics).
+
+The objective is method.md, sections 3 and 4. Every pass of the generator has a source,
+whose features it sings, and a voice:
+
+  aligned    the source's own singer: every loss;
+  unaligned  another singer, drawn uniformly: no L_recon, for there is no truth;
+  mixup      back-translation (arXiv 1904.06590): the source is first sung by a virtual
+             singer, a mixture of two voices; from that singing's features the source's
+             own singer must restore the source: every loss.
+
+The passes of a step are stacked along the batch and run at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from svc_jax import losses, optimizers
+from svc_jax.features import FeatureExtractor, FrozenParams
+from svc_jax.types import Batch, Features, NetworkState, Noise, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The modules of a run.
+
+    Attributes:
+      generator: (features, voice, noise) -> audio.
+      discriminator: audio -> feature maps, the last one the scores.
+      extractor: frozen networks, for L_crepe, L_w2l and the features of mixup.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    extractor: FeatureExtractor
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+    """How the networks learn; the learning rates are functions of the step."""
+
+    generator: optax.GradientTransformation
+    discriminator: optax.GradientTransformation
+    generator_rate: optimizers.Schedule
+    discriminator_rate: optimizers.Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+      weights: of the terms spectral, adversarial, pitch and content.
+      fft_sizes: of L_recon.
+      content_layer: of Wav2Letter, whose activations L_w2l compares.
+      ema_decay: of the running mean of the generator's parameters.
+    """
+
+    weights: Mapping[str, float]
+    fft_sizes: tuple[int, ...]
+    content_layer: str
+    ema_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Which parts of the objective are in force."""
+
+    adversarial: bool = False
+    unaligned: bool = False
+    mixup: bool = False
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        chosen = {"unaligned": self.unaligned, "mixup": self.mixup}
+        return ("aligned", *(name for name, on in chosen.items() if on))
+
+
+def phase_at(step: int, *, adversarial_from: int, mixup_from: int, num_singers: int):
+    """The phase of an update (method.md, section 4).
+
+    Args:
+      step: of the update, from 0.
+      adversarial_from: first step with D and the unaligned terms.
+      mixup_from: first step with mixup.
+      num_singers: with one there are neither unaligned terms nor mixup.
+    """
+    several = num_singers > 1
+    adversarial = step >= adversarial_from
+    return Phase(adversarial, adversarial and several, step >= mixup_from and several)
+
+
+def init_state(networks: Networks, optimizers: Optimizers, rng) -> TrainState:
+    """A fresh state; call it under `jit` with shardings, so that it is born sharded."""
+    rng_generator, rng_discriminator = jax.random.split(rng)
+    geometry = networks.extractor.geometry
+    samples = geometry.asr_hop_length * 4
+    features = Features(
+        jnp.zeros((1, geometry.num_frames(samples))),
+        jnp.zeros((1, geometry.num_frames(samples))),
+        jnp.zeros((1, geometry.num_asr_frames(samples), networks.extractor.asr_size)),
+    )
+    singer_id = jnp.zeros(1, jnp.int32)
+    noise = draw_noise(rng, 1, samples)
+    generator = networks.generator.init(
+        rng_generator, features, singer_id, noise, method=_sing
+    )["params"]
+    discriminator = networks.discriminator.init(
+        rng_discriminator, jnp.zeros((1, samples))
+    )["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        generator=NetworkState(generator, optimizers.generator.init(generator)),
+        discriminator=NetworkState(
+            discriminator, optimizers.discriminator.init(discriminator)
+        ),
+        ema_params=jax.tree.map(jnp.copy, generator),
+    )
+
+
+def _sing(generator, features, singer_id, noise):
+    """Embeds and sings: touches every parameter of a generator."""
+    return generator(features, generator.embed(singer_id), noise)
+
+
+def draw_noise(rng, batch_size: int, num_samples: int) -> Noise:
+    """Fresh noise for training segments, their sines starting anywhere."""
+    rng_z, rng_excitation, rng_phase = jax.random.split(rng, 3)
+    return Noise(
+        jax.random.uniform(rng_z, (batch_size, num_samples)),
+        jax.random.normal(rng_excitation, (batch_size, num_samples)),
+        jax.random.uniform(rng_phase, (batch_size,)),
+    )
+
+
+def other_singers(rng, singer_id, num_singers: int):
+    """For each one another singer, uniformly: [B] -> [B]."""
+    step = jax.random.randint(rng, singer_id.shape, 1, num_singers)
+    return (singer_id + step) % num_singers
+
+
+def embed(networks: Networks, params, singer_id):
+    """Voices of singers, [B] -> [B, E]."""
+    return networks.generator.apply({"params": params}, singer_id, method="embed")
+
+
+def sing(networks: Networks, params, features, voice, noise):
+    """Audio [B, N] of features in voices [B, E]."""
+    return networks.generator.apply({"params": params}, features, voice, noise)
+
+
+def back_translated(networks: Networks, params, frozen, batch: Batch, rng) -> Features:
+    """Features of the batch as virtual singers would sing it; no gradient.
+
+    Each virtual singer mixes the source's own voice with another one, nu ~ U[0, 1].
+    """
+    rng_other, rng_mix, rng_noise = jax.random.split(rng, 3)
+    batch_size, num_samples = batch.audio.shape
+    num_singers = networks.generator.num_singers
+    other_id = other_singers(rng_other, batch.singer_id, num_singers)
+    nu = jax.random.uniform(rng_mix, (batch_size, 1))
+    own, other = (embed(networks, params, i) for i in (batch.singer_id, other_id))
+    noise = draw_noise(rng_noise, batch_size, num_samples)
+    audio = sing(networks, params, batch.features, nu * own + (1 - nu) * other, noise)
+    extracted = networks.extractor.extract(
+        frozen, audio, asr_stats=batch.asr_stats, viterbi=False
+    )
+    return jax.lax.stop_gradient(extracted.features)
+
+
+def perceptual_features(
+    networks: Networks, objective, frozen: FrozenParams, batch, audio
+):
+    """What the frozen networks hear in audio of the batch's recordings.
+
+    Args:
+      networks, objective, frozen: as in `train_step`.
+      batch: its asr_stats normalise the MFCCs, else the loss is blind to gain.
+      audio: [B, N], recorded or sung.
+
+    Returns:
+      dict of `content` and, where there is CREPE, `pitch`.
+    """
+    frozen = jax.lax.stop_gradient(frozen)
+    extractor = networks.extractor
+    activations, _ = extractor.read(frozen, audio, asr_stats=batch.asr_stats)
+    heard = {"content": activations[objective.content_layer]}
+    if extractor.crepe is not None:
+        heard["pitch"] = extractor.pitch_embedding(frozen, audio)
+    return heard
+
+
+def feature_scales(networks: Networks, objective, frozen, batch: Batch):
+    """Mean distance of two different segments, per perceptual term.
+
+    Measured once on the first batch of a run, it makes L_crepe and L_w2l comparable
+    with the other terms; raw activations of CREPE are huge.
+    """
+    heard = perceptual_features(networks, objective, frozen, batch, batch.audio)
+    return {
+        name: jnp.mean(jnp.abs(value - jnp.roll(value, 1, axis=0)))
+        for name, value in heard.items()
+    }
+
+
+def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: dict):
+    """L_recon, L_crepe and L_w2l, each summed over the passes it applies to.
+
+    Args:
+      networks, objective, frozen, scales: as in `train_step`.
+      batch: what was sung.
+      passes: name -> audio [B, N].
+
+    Returns:
+      dict of scalars.
+    """
+    real = perceptual_features(networks, objective, frozen, batch, batch.audio)
+    stacked = jax.tree.map(
+        lambda x: jnp.tile(x, (len(passes),) + (1,) * (x.ndim - 1)), batch
+    )
+    fake_audio = jnp.concatenate(list(passes.values()))
+    fake = perceptual_features(networks, objective, frozen, stacked, fake_audio)
+    terms = {}
+    for name, value in fake.items():
+        repeated = jnp.tile(real[name], (len(passes),) + (1,) * (value.ndim - 1))
+        distance = losses.feature_distance(value, repeated, scales[name])
+        terms[name] = len(passes) * distance
+    with_truth = [audio for name, audio in passes.items() if name != "unaligned"]
+    terms["spectral"] = len(with_truth) * losses.spectral_loss(
+        jnp.concatenate(with_truth),
+        jnp.tile(batch.audio, (len(with_truth), 1)),
+        objective.fft_sizes,
+    )
+    return terms
+
+
+def train_step(
+    networks: Networks,
+    optimizers_: Optimizers,
+    objective: Objective,
+    phase: Phase,
+    state: TrainState,
+    batch: Batch,
+    frozen: FrozenParams,
+    scales: dict[str, Any],
+    rng,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update of D, then of G against the new D.
+
+    Args:
+      networks, optimizers_, objective, phase: fixed for a compiled step.
+      state: donated.
+      batch: training segments.
+      frozen: weights that are never updated; no gradient reaches them.
+      scales: from `feature_scales`.
+      rng: the run's key; it is folded with the step.
+
+    Returns:
+      (state, metrics); the loss terms are means over the passes they apply to.
+    """
+    rng = jax.random.fold_in(rng, state.step)
+    rng_noise, rng_other, rng_mixup = jax.random.split(rng, 3)
+    batch_size, num_samples = batch.audio.shape
+    names = phase.passes
+
+    sources, singers = [batch.features], [batch.singer_id]
+    if phase.unaligned:
+        num_singers = networks.generator.num_singers
+        sources.append(batch.features)
+        singers.append(other_singers(rng_other, batch.singer_id, num_singers))
+    if phase.mixup:
+        sources.append(
+            back_translated(networks, state.generator.params, frozen, batch, rng_mixup)
+        )
+        singers.append(batch.singer_id)
+    features = jax.tree.map(lambda *x: jnp.concatenate(x), *sources)
+    noise = draw_noise(rng_noise, len(names) * batch_size, num_samples)
+
+    def generate(params):
+        voice = embed(networks, params, jnp.concatenate(singers))
+        return sing(networks, params, features, voice, noise)
+
+    def score(params, audio):
+        return networks.discriminator.apply({"params": params}, audio)[-1]
+
+    def discriminator_loss(params, fake):
+        loss = losses.discriminator_loss(
+            score(params, batch.audio), score(params, fake)
+        )
+        return len(names) * loss
+
+    def generator_loss(fake, discriminator_params):
+        passes = dict(zip(names, jnp.split(fake, len(names)), strict=True))
+        terms = fidelity_terms(networks, objective, frozen, scales, batch, passes)
+        if phase.adversarial:
+            scores = score(discriminator_params, fake)
+            terms["adversarial"] = len(names) * losses.adversarial_loss(scores)
+        total = sum(objective.weights[name] * value for name, value in terms.items())
+        return total, terms
+
+    fake, pull_back = jax.vjp(generate, state.generator.params)
+    metrics = {}
+
+    discriminator = state.discriminator
+    if phase.adversarial:
+        rate = optimizers_.discriminator_rate(state.step)
+        loss, grads = jax.value_and_grad(discriminator_loss)(
+            discriminator.params, jax.lax.stop_gradient(fake)
+        )
+        discriminator = optimizers.apply(
+            optimizers_.discriminator, discriminator, grads, rate
+        )
+        metrics["loss/discriminator"] = loss / len(names)
+        metrics["grad_norm/discriminator"] = optax.global_norm(grads)
+        metrics["learning_rate/discriminator"] = rate
+
+    (total, terms), fake_grads = jax.value_and_grad(generator_loss, has_aux=True)(
+        fake, discriminator.params
+    )
+    (grads,) = pull_back(fake_grads)
+    rate = optimizers_.generator_rate(state.step)
+    generator = optimizers.apply(optimizers_.generator, state.generator, grads, rate)
+
+    for name, value in terms.items():
+        count = len(names) - (name == "spectral" and phase.unaligned)
+        metrics[f"loss/{name}"] = value / count
+    metrics["loss/generator"] = total
+    metrics["grad_norm/generator"] = optax.global_norm(grads)
+    metrics["learning_rate/generator"] = rate
+
+    # A short memory at first, so that a short run's mean is not its initialisation.
+    decay = jnp.minimum(objective.ema_decay, (1 + state.step) / (10 + state.step))
+    ema_params = jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new,
+        state.ema_params,
+        generator.params,
+    )
+    state = TrainState(state.step + 1, generator, discriminator, ema_params)
+    return state, metrics
+
+
+def eval_step(
+    networks: Networks,
+    objective: Objective,
+    params,
+    batch: Batch,
+    frozen: FrozenParams,
+    scales: dict[str, Any],
+    rng,
+):
+    """Sings a validation batch with its own voices and with the next singers'.
+
+    Args:
+      networks, objective, frozen, scales: as in `train_step`.
+      params: of the generator, the running mean.
+      batch: validation segments.
+      rng: key of the noise.
+
+    Returns:
+      (metrics; dict of `reconstruction` and `conversion` audio [B, N]).
+    """
+    noise = draw_noise(rng, *batch.audio.shape)
+    noise = noise.replace(phase=jnp.zeros_like(noise.phase))
+    next_id = (batch.singer_id + 1) % networks.generator.num_singers
+    sung = {
+        name: sing(
+            networks, params, batch.features, embed(networks, params, singer_id), noise
+        )
+        for name, singer_id in (
+            ("reconstruction", batch.singer_id),
+            ("conversion", next_id),
+        )
+    }
+    terms = fidelity_terms(
+        networks,
+        objective,
+        frozen,
+        scales,
+        batch,
+        {"aligned": sung["reconstruction"]},
+    )
+    return {f"validation/{name}": value for name, value in terms.items()}, sung

@@ -1,0 +1,219 @@
+"""Trains a generator on a dataset.
+
+  python -m svc_jax.train --config=configs/multi.py --workdir=runs/choir \\
+      --config.data.dir=datasets/choir
+
+The same command resumes a run from its newest checkpoint. WORKDIR gets checkpoints,
+metrics.jsonl and tensorboard/. --describe prints the networks and their cost instead.
+"""
+
+import functools
+import pathlib
+import shutil
+
+from absl import flags
+
+from svc_jax import command_line
+
+_CONFIG = command_line.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+_DESCRIBE = flags.DEFINE_bool(
+    "describe", False, "Print the networks, their parameters and cost; train nothing."
+)
+
+
+def claim_dataset(config, workdir):
+    """The dataset of a run, its description and networks kept with the run.
+
+    Args:
+      config: of the run.
+      workdir: gets singers.json and frozen/, so that it converts on its own.
+
+    Returns:
+      (the dataset's folder, its card).
+
+    Raises:
+      UserError: if there is no dataset, or it differs from the run's.
+    """
+    from data_pipeline import embedded_dataset, schema
+    from svc_jax.errors import UserError
+
+    workdir = pathlib.Path(workdir)
+    data_dir = config.data.dir
+    if config.data.embedded and not data_dir:
+        data_dir = embedded_dataset.make(workdir / "data")
+    if not data_dir:
+        raise UserError(
+            "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
+            " (data_pipeline.prepare makes one from recordings)."
+        )
+    card = schema.Card.read(data_dir)
+    if not (workdir / schema.CARD).exists():
+        shutil.copytree(
+            pathlib.Path(data_dir) / schema.FROZEN,
+            workdir / schema.FROZEN,
+            dirs_exist_ok=True,
+        )
+        card.write(workdir)
+    elif schema.Card.read(workdir) != card:
+        raise UserError(
+            f"{data_dir}: not the dataset that {workdir} was trained on; choose another"
+            " --workdir."
+        )
+    return data_dir, card
+
+
+def load_frozen(config, card, folder):
+    """The frozen networks of the losses, and their weights.
+
+    L_crepe hears by CREPE tiny whatever made the dataset's f0.
+
+    Args:
+      config: of the run.
+      card: of its dataset.
+      folder: holds frozen/.
+
+    Returns:
+      (FeatureExtractor, FrozenParams).
+    """
+    from data_pipeline import schema
+    from svc_jax import builders, weights
+    from svc_jax.features import FrozenParams
+
+    frozen = pathlib.Path(folder) / schema.FROZEN
+    wav2letter = weights.wav2letter(frozen / "wav2letter.safetensors")
+    crepe = None
+    if card.f0["network"] == "crepe-tiny":
+        crepe = weights.crepe("tiny", frozen / "crepe.safetensors")
+    elif card.f0["network"] != "yin":
+        crepe = weights.crepe("tiny")
+    extractor = builders.extractor(
+        config, wav2letter.config, card.asr["layer"], "tiny" if crepe else None
+    )
+    return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
+
+
+def run_scales(workdir, networks, objective, frozen, batch):
+    """Scales of the perceptual losses: measured once, then the run's own."""
+    import json
+
+    import jax
+
+    from svc_jax import checkpoints, steps
+
+    path = pathlib.Path(workdir) / "feature_scales.json"
+    if not path.exists():
+        measure = jax.jit(functools.partial(steps.feature_scales, networks, objective))
+        values = jax.device_get(measure(frozen, batch))
+        scales = {name: float(value) for name, value in values.items()}
+        checkpoints.write_json(path, scales)
+    return json.loads(path.read_text())
+
+
+def train(config, workdir):
+    """Trains from the newest checkpoint, or from nothing, to the end.
+
+    Args:
+      config: as configs/multi.py gives it.
+      workdir: see the module's first lines.
+
+    Returns:
+      The final TrainState.
+
+    Raises:
+      UserError: for a dataset or workdir that does not fit the config.
+      FloatingPointError: if a metric is not finite.
+    """
+    import jax
+
+    from data_pipeline import input_pipeline
+    from svc_jax import builders, checkpoints, metrics, sharding, steps
+    from svc_jax.types import Batch
+
+    geometry = builders.geometry(config)
+    checkpoints.claim_workdir(workdir, config)
+    data_dir, card = claim_dataset(config, workdir)
+    extractor, frozen = load_frozen(config, card, workdir)
+    input_pipeline.check_card(card, geometry, extractor.asr_size)
+    networks = builders.networks(config, len(card.singers), extractor)
+    optimizers = builders.run_optimizers(config)
+    objective = builders.objective(config)
+
+    mesh = sharding.make_mesh(config.num_model)
+    rng_init, rng_train, rng_eval = jax.random.split(jax.random.key(config.seed), 3)
+    init = functools.partial(steps.init_state, networks, optimizers)
+    abstract = jax.eval_shape(init, rng_init)
+    shardings = sharding.state_shardings(abstract, mesh)
+    manager = checkpoints.manager(workdir, keep=config.keep)
+    if manager.latest_step() is None:
+        state = jax.jit(init, out_shardings=shardings)(rng_init)
+    else:
+        state = checkpoints.restore(manager, abstract, shardings)
+
+    first_step = int(state.step)
+    batches = input_pipeline.train_batches(
+        data_dir,
+        geometry,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    validation = Batch(
+        **input_pipeline.eval_batches(
+            data_dir, geometry, split="validation", batch_size=config.batch_size
+        )[0]
+    )
+    frozen = sharding.put_replicated(frozen, mesh)
+    scales = run_scales(workdir, networks, objective, frozen, validation)
+
+    @functools.cache
+    def step_fn(phase):
+        return jax.jit(
+            functools.partial(steps.train_step, networks, optimizers, objective, phase),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+
+    evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
+    writer = metrics.Writer(workdir)
+    with metrics.progress(config.num_steps, first_step) as bar:
+        for step in range(first_step, config.num_steps):
+            batch = sharding.to_global(Batch(**next(batches)), mesh)
+            phase = builders.phase_at(config, len(card.singers), step)
+            state, values = step_fn(phase)(state, batch, frozen, scales, rng_train)
+            bar.update()
+            done = step + 1
+            last = done == config.num_steps
+            if done % config.log_every == 0 or last:
+                values = jax.device_get(values)
+                metrics.check_finite(done, values)
+                writer.scalars(done, values)
+                bar.set_postfix(spectral=f"{values['loss/spectral']:.3f}")
+            if done % config.eval_every == 0 or last:
+                values, sung = jax.device_get(
+                    evaluate(state.ema_params, validation, frozen, scales, rng_eval)
+                )
+                writer.scalars(done, values)
+                for name, audio in {"source": validation.audio, **sung}.items():
+                    writer.audio(done, name, audio[0], geometry.sample_rate)
+            if done % config.checkpoint_every == 0 or last:
+                checkpoints.save(manager, done, state)
+    manager.wait_until_finished()
+    writer.close()
+    return state
+
+
+def main(_):
+    train(_CONFIG.value, _WORKDIR.value)
+
+
+def run():
+    """Entry point."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()
