@@ -40,6 +40,15 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     if variant == "demo":
         config.data.embedded = True
         config.batch_size = 4
+        config.generator.channels = 24
+        config.generator.gate_channels = 48
+        config.generator.skip_channels = 24
+        config.generator.dilations = tuple(2**k for k in range(9))
+        config.generator.context_channels = 16
+        config.generator.context_gate_channels = 32
+        config.generator.loudness_dilations = (1, 2, 4)
+        config.generator.sine_dilations = (1, 2, 4, 8)
+        config.discriminator.channels = 16
         config.num_steps = 300
         config.eval_every = 150
         config.checkpoint_every = 150

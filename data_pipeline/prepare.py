@@ -15,25 +15,7 @@ import pathlib
 import shutil
 import sys
 
-from absl import flags
-
 from svc_jax import command_line
-
-_INPUT = flags.DEFINE_string("input", None, "Folder with a folder per singer.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the dataset to make.")
-_F0 = flags.DEFINE_enum(
-    "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
-)
-_F0_HOP = flags.DEFINE_integer(
-    "f0_hop", 160, "Samples between two estimates of pitch; 64 is the exact grid."
-)
-_WAV2LETTER = flags.DEFINE_string(
-    "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."
-)
-_ASR_LAYER = flags.DEFINE_enum(
-    "asr_layer", "wide", ["hidden", "wide", "logits"], "Whose activations are kept."
-)
-_VALID = flags.DEFINE_float("valid", 0.05, "Share of recordings kept for validation.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +86,16 @@ def frozen_networks(f0: str, f0_hop: int, wav2letter_path, asr_layer: str):
     Returns:
       (FeatureExtractor, dict of name -> svc_jax.weights.Weights).
     """
-    from svc_jax import weights
-    from svc_jax.features import FeatureExtractor
+    from svc_jax import builders, weights
     from svc_jax.geometry import FrameGeometry
-    from svc_jax.models.crepe import Crepe
-    from svc_jax.models.wav2letter import Wav2Letter
 
     found = {"wav2letter": weights.wav2letter(wav2letter_path)}
-    crepe = None
+    capacity = None
     if f0 != "yin":
         capacity = f0.removeprefix("crepe-")
         found["crepe"] = weights.crepe(capacity)
-        crepe = Crepe(capacity)
-    config = found["wav2letter"].config
-    wav2letter = Wav2Letter(
-        config["channels"], config["wide_channels"], config["num_labels"]
-    )
-    extractor = FeatureExtractor(
-        FrameGeometry(), crepe, wav2letter, asr_layer=asr_layer, f0_hop=f0_hop
+    extractor = builders.extractor(
+        FrameGeometry(), found["wav2letter"].config, asr_layer, capacity, f0_hop
     )
     return extractor, found
 
@@ -350,19 +324,19 @@ def prepare(
     return refused
 
 
-def main(_):
+def main(_, flags):
     refused = prepare(
-        _INPUT.value,
-        _OUTPUT.value,
-        f0=_F0.value,
-        f0_hop=_F0_HOP.value,
-        wav2letter_path=_WAV2LETTER.value,
-        asr_layer=_ASR_LAYER.value,
-        valid=_VALID.value,
+        flags.input,
+        flags.output,
+        f0=flags.f0,
+        f0_hop=flags.f0_hop,
+        wav2letter_path=flags.wav2letter,
+        asr_layer=flags.asr_layer,
+        valid=flags.valid,
     )
     for line in refused:
         print(f"left out: {line}", file=sys.stderr)
-    print_summary(_OUTPUT.value, len(refused))
+    print_summary(flags.output, len(refused))
 
 
 def print_summary(folder, num_refused: int):
@@ -379,10 +353,32 @@ def print_summary(folder, num_refused: int):
         )
 
 
+def define_flags():
+    """Flags of the command line."""
+    from absl import flags
+
+    flags.DEFINE_string(
+        "input", None, "Folder with a folder per singer.", required=True
+    )
+    flags.DEFINE_string("output", None, "Folder of the dataset to make.", required=True)
+    flags.DEFINE_enum(
+        "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
+    )
+    flags.DEFINE_integer(
+        "f0_hop", 160, "Samples between two estimates of pitch; 64 is the exact grid."
+    )
+    flags.DEFINE_string(
+        "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."
+    )
+    flags.DEFINE_enum(
+        "asr_layer", "wide", ["hidden", "wide", "logits"], "Whose activations are kept."
+    )
+    flags.DEFINE_float("valid", 0.05, "Share of recordings kept for validation.")
+
+
 def run():
     """Entry point."""
-    flags.mark_flags_as_required(["input", "output"])
-    command_line.run(main)
+    command_line.run(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

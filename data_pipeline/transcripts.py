@@ -117,7 +117,7 @@ def pad_batch(utterances, num_samples: int, num_labels: int) -> dict[str, np.nda
     }
 
 
-def buckets(utterances, batch_seconds: float, max_buckets: int = 6):
+def buckets(utterances, batch_seconds: float, max_buckets: int):
     """Groups utterances of like length, each with one shape of batch.
 
     Args:
@@ -141,12 +141,14 @@ def buckets(utterances, batch_seconds: float, max_buckets: int = 6):
     return result
 
 
-def train_batches(utterances, *, batch_seconds: float, seed: int, first_step: int):
+def train_batches(
+    utterances, *, batch_seconds: float, max_buckets: int, seed: int, first_step: int
+):
     """Endless batches, a function of (seed, step).
 
     Every step draws a bucket by its share of batches and its members at random.
     """
-    groups = buckets(utterances, batch_seconds)
+    groups = buckets(utterances, batch_seconds, max_buckets)
     share = np.asarray([len(members) / size for members, size, _, _ in groups])
     step = first_step
     while True:
@@ -159,9 +161,11 @@ def train_batches(utterances, *, batch_seconds: float, seed: int, first_step: in
         step += 1
 
 
-def eval_batches(utterances, *, batch_seconds: float):
+def eval_batches(utterances, *, batch_seconds: float, max_buckets: int):
     """Every utterance once: (batch, how many of its rows are real)."""
-    for members, size, samples, labels in buckets(utterances, batch_seconds):
+    for members, size, samples, labels in buckets(
+        utterances, batch_seconds, max_buckets
+    ):
         for start in range(0, len(members), size):
             chunk = members[start : start + size]
             filled = chunk + chunk[:1] * (size - len(chunk))

@@ -60,8 +60,8 @@ svc_jax_environment() {
 
   python=$prefix/bin/python
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
-    echo "svc_jax needs Python 3.11 or newer: $prefix is an environment with" \
-      "$("$python" --version 2>&1 || true); activate another, or none" >&2
+    echo "svc_jax needs Python 3.11 or newer; the active environment $prefix has" \
+      "$("$python" --version 2>/dev/null || echo none): activate another, or none" >&2
     return 1
   }
   echo "installing svc_jax[$missing] into $prefix (once; takes minutes) ..." >&2

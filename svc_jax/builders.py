@@ -30,18 +30,21 @@ def _arguments(section) -> dict:
     }
 
 
+def _named(modules: dict, section: str, name: str):
+    if name not in modules:
+        known = ", ".join(modules)
+        raise UserError(f"config.{section}.name is {name!r}; choose one of {known}.")
+    return modules[name]
+
+
 def generator(config, num_singers: int):
     """The generator that config.generator.name names.
 
     Raises:
       UserError: for an unknown name, or upsampling that does not fit the geometry.
     """
-    name = config.generator.name
-    if name not in GENERATORS:
-        known = ", ".join(GENERATORS)
-        raise UserError(f"config.generator.name is {name!r}; choose one of {known}.")
     grid = geometry(config)
-    module = GENERATORS[name](
+    module = _named(GENERATORS, "generator", config.generator.name)(
         num_singers=num_singers,
         sample_rate=grid.sample_rate,
         hop_length=grid.hop_length,
@@ -57,31 +60,49 @@ def generator(config, num_singers: int):
     return module
 
 
+def discriminator(config):
+    """The discriminator that config.discriminator.name names.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    return _named(DISCRIMINATORS, "discriminator", config.discriminator.name)(
+        **_arguments(config.discriminator)
+    )
+
+
+def wav2letter(config: dict, dropout: float = 0.0) -> Wav2Letter:
+    """The content network that weights are for; their `labels` are not its business."""
+    fields = {key: value for key, value in config.items() if key != "labels"}
+    return Wav2Letter(**_arguments(fields), dropout=dropout)
+
+
 def extractor(
-    config, wav2letter: dict, asr_layer: str, crepe: str | None, f0_hop: int = 160
-):
-    """The frozen networks as one FeatureExtractor.
+    geometry: FrameGeometry,
+    wav2letter_config: dict,
+    asr_layer: str,
+    crepe: str | None,
+    f0_hop: int = 160,
+) -> FeatureExtractor:
+    """The frozen networks as one.
 
     Args:
-      config: its geometry.
-      wav2letter: channels, wide_channels and num_labels.
+      geometry: grids of the features.
+      wav2letter_config: of its weights.
       asr_layer: whose activations are the ASR features.
       crepe: a capacity, or None for YIN.
       f0_hop: samples between two estimates of f0.
     """
-    network = Wav2Letter(
-        wav2letter["channels"], wav2letter["wide_channels"], wav2letter["num_labels"]
-    )
     pitch = Crepe(crepe) if crepe else None
-    return FeatureExtractor(geometry(config), pitch, network, asr_layer, f0_hop)
+    network = wav2letter(wav2letter_config)
+    return FeatureExtractor(geometry, pitch, network, asr_layer, f0_hop)
 
 
 def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Networks:
     """All modules of a run."""
-    discriminator = DISCRIMINATORS[config.discriminator.name](
-        **_arguments(config.discriminator)
+    return steps.Networks(
+        generator(config, num_singers), discriminator(config), extractor
     )
-    return steps.Networks(generator(config, num_singers), discriminator, extractor)
 
 
 def run_optimizers(config) -> steps.Optimizers:

@@ -16,8 +16,8 @@ from svc_jax.errors import UserError
 HARMLESS = ("log_every", "checkpoint_every", "eval_every", "keep", "data.dir")
 
 
-def manager(workdir, *, keep: int) -> ocp.CheckpointManager:
-    """Keeps the last checkpoints of a run under `workdir/checkpoints`."""
+def manager(workdir, *, keep: int | None) -> ocp.CheckpointManager:
+    """Keeps the last checkpoints of a run under `workdir/checkpoints`; None: all."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=True,

@@ -233,21 +233,8 @@ def sample_f0(f0_hz, hop_length: int):
     return interpolate_f0(f0_hz, hop_length, 1, f0_hz.shape[1] * hop_length)
 
 
-def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
-    """Phase of the sine, the running sum of f0, without drift.
-
-    Every frame interval advances by a whole number of 2^-32 turns, added modulo one
-    turn in uint32; only the way within an interval is in float32. (float32 modulo 1
-    drifts 0.05 rad in an hour.)
-
-    Args:
-      f0_hz: [B, T] in Hz, 0 where unvoiced.
-      sample_rate: in Hz.
-      hop_length: in samples.
-
-    Returns:
-      [B, T * hop_length] in turns, [0, 1).
-    """
+def _running_hz(f0_hz, hop_length: int):
+    """Sum of f0 over the samples of each frame interval so far, [B, T, hop_length]."""
     left, right, left_voiced, right_voiced = _edges(f0_hz)
     both = left_voiced & right_voiced
     # Samples 0..half-1 of an interval are nearest to its left frame.
@@ -262,14 +249,28 @@ def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
             np.maximum(k + 1 - half, 0),
         )
     )
-    slope = (right - left)[..., None]
-    running = jnp.where(
+    return jnp.where(
         both[..., None],
-        left[..., None] * count + slope * ramp,
+        left[..., None] * count + (right - left)[..., None] * ramp,
         left[..., None] * count_left + right[..., None] * count_right,
     )
-    mean_hz = running[..., -1] / hop_length
 
+
+def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
+    """Phase of the sine before each frame, without drift.
+
+    Every frame interval advances by a whole number of 2^-32 turns, added modulo one
+    turn in uint32. (float32 modulo 1 drifts 0.05 rad in an hour.)
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      sample_rate: in Hz.
+      hop_length: in samples.
+
+    Returns:
+      [B, T] in turns, [0, 1).
+    """
+    mean_hz = _running_hz(f0_hz, hop_length)[..., -1] / hop_length
     # mean_hz * hop / sample_rate turns, in units of 2^-32: the whole Hz exactly.
     scale = 2**32 * hop_length / sample_rate
     scale_whole, scale_rest = int(scale), scale - int(scale)
@@ -278,8 +279,23 @@ def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
     advance = whole_hz.astype(jnp.uint32) * jnp.uint32(scale_whole % 2**32)
     advance = advance + jnp.round(rest).astype(jnp.uint32)
     start = jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance
-    turns = start.astype(jnp.float32)[..., None] * 2.0**-32 + running / sample_rate
-    return (turns % 1.0).reshape(f0_hz.shape[0], -1)
+    return start.astype(jnp.float32) * 2.0**-32
+
+
+def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
+    """Phase of the sine, the running sum of f0; see `frame_phase`.
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      sample_rate: in Hz.
+      hop_length: in samples.
+
+    Returns:
+      [B, T * hop_length] in turns, [0, 1).
+    """
+    start = frame_phase(f0_hz, sample_rate=sample_rate, hop_length=hop_length)
+    within = _running_hz(f0_hz, hop_length) / sample_rate
+    return ((start[..., None] + within) % 1.0).reshape(f0_hz.shape[0], -1)
 
 
 def sine_excitation(
@@ -303,7 +319,7 @@ def sine_excitation(
     order = np.arange(1, num_harmonics + 2, dtype=np.float32)[None, None]
     f0_samples = sample_f0(f0_hz, hop_length)[..., None]
     turns = excitation_phase(f0_hz, sample_rate=sample_rate, hop_length=hop_length)
-    turns = (turns[..., None] * order + phase[:, None, None]) % 1.0
+    turns = (turns + phase[:, None])[..., None] * order % 1.0
     audible = f0_samples * order < sample_rate / 2
     sine = SINE_AMPLITUDE * jnp.sin(2 * np.pi * turns) * audible
     noise = noise[..., None] * NOISE_DEVIATION

@@ -96,23 +96,24 @@ def phase_at(step: int, *, adversarial_from: int, mixup_from: int, num_singers: 
     return Phase(adversarial, adversarial and several, step >= mixup_from and several)
 
 
+def init_generator(generator: nn.Module, extractor: FeatureExtractor, rng):
+    """Fresh parameters of a generator for the features of an extractor."""
+    geometry = extractor.geometry
+    samples = 4 * geometry.asr_hop_length
+    frames = (1, geometry.num_frames(samples))
+    asr_frames = (1, geometry.num_asr_frames(samples), extractor.asr_size)
+    features = Features(jnp.zeros(frames), jnp.zeros(frames), jnp.zeros(asr_frames))
+    noise = Noise(jnp.zeros((1, samples)), jnp.zeros((1, samples)), jnp.zeros(1))
+    singer_id = jnp.zeros(1, jnp.int32)
+    return generator.init(rng, features, singer_id, noise, method=_sing)["params"]
+
+
 def init_state(networks: Networks, optimizers: Optimizers, rng) -> TrainState:
     """A fresh state; call it under `jit` with shardings, so that it is born sharded."""
     rng_generator, rng_discriminator = jax.random.split(rng)
-    geometry = networks.extractor.geometry
-    samples = geometry.asr_hop_length * 4
-    features = Features(
-        jnp.zeros((1, geometry.num_frames(samples))),
-        jnp.zeros((1, geometry.num_frames(samples))),
-        jnp.zeros((1, geometry.num_asr_frames(samples), networks.extractor.asr_size)),
-    )
-    singer_id = jnp.zeros(1, jnp.int32)
-    noise = draw_noise(rng, 1, samples)
-    generator = networks.generator.init(
-        rng_generator, features, singer_id, noise, method=_sing
-    )["params"]
+    generator = init_generator(networks.generator, networks.extractor, rng_generator)
     discriminator = networks.discriminator.init(
-        rng_discriminator, jnp.zeros((1, samples))
+        rng_discriminator, jnp.zeros((1, networks.extractor.geometry.segment_samples))
     )["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -174,22 +175,21 @@ def back_translated(networks: Networks, params, frozen, batch: Batch, rng) -> Fe
     return jax.lax.stop_gradient(extracted.features)
 
 
-def perceptual_features(
-    networks: Networks, objective, frozen: FrozenParams, batch, audio
-):
-    """What the frozen networks hear in audio of the batch's recordings.
+def perceptual_features(networks: Networks, objective, frozen, audio, asr_stats):
+    """What the frozen networks hear.
 
     Args:
       networks, objective, frozen: as in `train_step`.
-      batch: its asr_stats normalise the MFCCs, else the loss is blind to gain.
       audio: [B, N], recorded or sung.
+      asr_stats: [B, 3, 2] of the recordings it is or imitates; with its own ones
+        L_w2l would be blind to gain.
 
     Returns:
       dict of `content` and, where there is CREPE, `pitch`.
     """
     frozen = jax.lax.stop_gradient(frozen)
     extractor = networks.extractor
-    activations, _ = extractor.read(frozen, audio, asr_stats=batch.asr_stats)
+    activations, _ = extractor.read(frozen, audio, asr_stats=asr_stats)
     heard = {"content": activations[objective.content_layer]}
     if extractor.crepe is not None:
         heard["pitch"] = extractor.pitch_embedding(frozen, audio)
@@ -199,10 +199,12 @@ def perceptual_features(
 def feature_scales(networks: Networks, objective, frozen, batch: Batch):
     """Mean distance of two different segments, per perceptual term.
 
-    Measured once on the first batch of a run, it makes L_crepe and L_w2l comparable
-    with the other terms; raw activations of CREPE are huge.
+    Measured once at the start of a run, it makes L_crepe and L_w2l comparable with the
+    other terms; raw activations of CREPE are huge.
     """
-    heard = perceptual_features(networks, objective, frozen, batch, batch.audio)
+    heard = perceptual_features(
+        networks, objective, frozen, batch.audio, batch.asr_stats
+    )
     return {
         name: jnp.mean(jnp.abs(value - jnp.roll(value, 1, axis=0)))
         for name, value in heard.items()
@@ -220,21 +222,31 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
     Returns:
       dict of scalars.
     """
-    real = perceptual_features(networks, objective, frozen, batch, batch.audio)
-    stacked = jax.tree.map(
-        lambda x: jnp.tile(x, (len(passes),) + (1,) * (x.ndim - 1)), batch
+
+    def repeat(x, times):
+        return jnp.tile(x, (times,) + (1,) * (x.ndim - 1))
+
+    count = len(passes)
+    real = perceptual_features(
+        networks, objective, frozen, batch.audio, batch.asr_stats
     )
-    fake_audio = jnp.concatenate(list(passes.values()))
-    fake = perceptual_features(networks, objective, frozen, stacked, fake_audio)
-    terms = {}
-    for name, value in fake.items():
-        repeated = jnp.tile(real[name], (len(passes),) + (1,) * (value.ndim - 1))
-        distance = losses.feature_distance(value, repeated, scales[name])
-        terms[name] = len(passes) * distance
+    fake = perceptual_features(
+        networks,
+        objective,
+        frozen,
+        jnp.concatenate(list(passes.values())),
+        repeat(batch.asr_stats, count),
+    )
+    terms = {
+        name: count
+        * losses.feature_distance(value, repeat(real[name], count), scales[name])
+        for name, value in fake.items()
+    }
+    # In an unaligned pass another singer sings: there is no truth to compare with.
     with_truth = [audio for name, audio in passes.items() if name != "unaligned"]
     terms["spectral"] = len(with_truth) * losses.spectral_loss(
         jnp.concatenate(with_truth),
-        jnp.tile(batch.audio, (len(with_truth), 1)),
+        repeat(batch.audio, len(with_truth)),
         objective.fft_sizes,
     )
     return terms

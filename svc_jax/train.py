@@ -11,15 +11,7 @@ import functools
 import pathlib
 import shutil
 
-from absl import flags
-
 from svc_jax import command_line
-
-_CONFIG = command_line.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
-_DESCRIBE = flags.DEFINE_bool(
-    "describe", False, "Print the networks, their parameters and cost; train nothing."
-)
 
 
 def claim_dataset(config, workdir):
@@ -88,7 +80,10 @@ def load_frozen(config, card, folder):
     elif card.f0["network"] != "yin":
         crepe = weights.crepe("tiny")
     extractor = builders.extractor(
-        config, wav2letter.config, card.asr["layer"], "tiny" if crepe else None
+        builders.geometry(config),
+        wav2letter.config,
+        card.asr["layer"],
+        "tiny" if crepe else None,
     )
     return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
 
@@ -205,14 +200,28 @@ def train(config, workdir):
     return state
 
 
-def main(_):
-    train(_CONFIG.value, _WORKDIR.value)
+def main(_, flags):
+    train(flags.config, flags.workdir)
+
+
+def define_flags():
+    """Flags of the command line."""
+    from absl import flags
+
+    command_line.define_config()
+    flags.DEFINE_string(
+        "workdir", None, "Where checkpoints and metrics go.", required=True
+    )
+    flags.DEFINE_bool(
+        "describe",
+        False,
+        "Print the networks, their parameters and cost; train nothing.",
+    )
 
 
 def run():
     """Entry point."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    command_line.run(main)
+    command_line.run(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

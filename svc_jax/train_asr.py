@@ -10,12 +10,9 @@ result is WORKDIR/wav2letter.safetensors.
 import functools
 import pathlib
 
-from absl import flags
-
 from svc_jax import command_line
 
-_CONFIG = command_line.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results go.")
+BLANK = "@"  # the name of CTC's blank, always the last label
 
 
 def initial_state(wav2letter, optimizer, rng):
@@ -29,42 +26,87 @@ def initial_state(wav2letter, optimizer, rng):
     return AsrState(jnp.zeros((), jnp.int32), network)
 
 
-def batch_logits(wav2letter, params, audio, num_samples):
-    """Label scores of a batch of recordings, each as if alone.
+def batch_mfcc(audio, num_samples):
+    """Normalised MFCCs of a batch of recordings, each as if alone.
 
     Args:
-      wav2letter: the network.
-      params: its weights.
       audio: [B, N].
       num_samples: [B] real samples of the N.
 
     Returns:
-      (logits [B, A, C], num_frames [B] real ones of the A).
+      ([B, T, 39], num_frames [B] real ones of the T).
     """
     from svc_jax import dsp
 
     num_frames = 1 + num_samples // dsp.MFCC_HOP
     blocks = dsp.deltas(dsp.mfcc(audio, num_samples), num_frames)
-    mfcc = dsp.normalise_mfcc(blocks, dsp.mfcc_stats(blocks, num_frames))
+    return dsp.normalise_mfcc(blocks, dsp.mfcc_stats(blocks, num_frames)), num_frames
+
+
+def mask_time(rng, mfcc, num_masks: int, longest: int):
+    """Zeros a few random spans of frames (SpecAugment, arXiv 1904.08779).
+
+    Args:
+      rng: a key.
+      mfcc: [B, T, D].
+      num_masks: spans per example.
+      longest: frames in a span at most.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    batch_size, total, _ = mfcc.shape
+    rng_start, rng_length = jax.random.split(rng)
+    shape = (batch_size, num_masks, 1)
+    start = jax.random.randint(rng_start, shape, 0, total)
+    length = jax.random.randint(rng_length, shape, 0, longest + 1)
+    frame = jnp.arange(total)[None, None]
+    masked = ((frame >= start) & (frame < start + length)).any(axis=1)
+    return jnp.where(masked[..., None], 0.0, mfcc)
+
+
+def batch_logits(wav2letter, params, audio, num_samples):
+    """Label scores [B, A, C] of recordings, and how many of the A frames are real."""
+    mfcc, num_frames = batch_mfcc(audio, num_samples)
     logits = wav2letter.apply({"params": params}, mfcc, num_frames)["logits"]
     return logits, (num_frames + 1) // 2
 
 
-def train_step(wav2letter, optimizer, schedule, state, batch):
-    """One update; returns (state, metrics)."""
+def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng):
+    """One update.
+
+    Args:
+      wav2letter, optimizer, schedule: fixed for a compiled step.
+      augmentation: num_masks, longest_mask and noise, the deviation of what is added
+        to the normalised MFCCs.
+      state: AsrState, donated.
+      batch: from transcripts.train_batches.
+      rng: the run's key; it is folded with the step.
+
+    Returns:
+      (state, metrics).
+    """
     import jax
     import jax.numpy as jnp
     import optax
 
     from svc_jax import losses, optimizers
 
+    rng = jax.random.fold_in(rng, state.step)
+    rng_mask, rng_noise, rng_dropout = jax.random.split(rng, 3)
+    mfcc, num_frames = batch_mfcc(batch["audio"], batch["num_samples"])
+    mfcc += augmentation["noise"] * jax.random.normal(rng_noise, mfcc.shape)
+    mfcc = mask_time(
+        rng_mask, mfcc, augmentation["num_masks"], augmentation["longest_mask"]
+    )
+
     def loss(params):
-        logits, num_frames = batch_logits(
-            wav2letter, params, batch["audio"], batch["num_samples"]
-        )
+        logits = wav2letter.apply(
+            {"params": params}, mfcc, num_frames, rngs={"dropout": rng_dropout}
+        )["logits"]
         per_label = losses.ctc_loss(
             logits,
-            num_frames,
+            (num_frames + 1) // 2,
             batch["labels"],
             batch["num_labels"],
             logits.shape[-1] - 1,
@@ -105,7 +147,9 @@ def edit_distance(found, wanted) -> int:
     return row[-1]
 
 
-def error_rate(wav2letter, params, utterances, batch_seconds: float) -> float:
+def error_rate(
+    wav2letter, params, utterances, *, batch_seconds: float, max_buckets: int
+) -> float:
     """Edit distance of the greedy decoding over the number of labels."""
     import jax
     import numpy as np
@@ -115,7 +159,7 @@ def error_rate(wav2letter, params, utterances, batch_seconds: float) -> float:
     predict = jax.jit(functools.partial(batch_logits, wav2letter))
     errors = total = 0
     for batch, count in transcripts.eval_batches(
-        utterances, batch_seconds=batch_seconds
+        utterances, batch_seconds=batch_seconds, max_buckets=max_buckets
     ):
         logits, num_frames = jax.device_get(
             predict(params, batch["audio"], batch["num_samples"])
@@ -144,9 +188,8 @@ def train(config, workdir) -> pathlib.Path:
     import jax
 
     from data_pipeline import transcripts
-    from svc_jax import checkpoints, metrics, optimizers, sharding, weights
+    from svc_jax import builders, checkpoints, metrics, optimizers, sharding, weights
     from svc_jax.errors import UserError
-    from svc_jax.models.wav2letter import Wav2Letter
 
     result = pathlib.Path(workdir) / "wav2letter.safetensors"
     checkpoints.claim_workdir(workdir, config)
@@ -163,25 +206,26 @@ def train(config, workdir) -> pathlib.Path:
     seconds = sum(u.audio.size for u in train_set) / transcripts.SAMPLE_RATE
     print(f"{len(train_set)} recordings, {seconds / 60:.1f} minutes, for training")
 
-    wav2letter = Wav2Letter(
-        config.channels, config.wide_channels, num_labels=len(labels) + 1
-    )
+    network = {**config.network.to_dict(), "num_labels": len(labels) + 1}
+    wav2letter = builders.wav2letter(network, dropout=config.dropout)
     optimizer = optimizers.clipped_radam(config.max_grad_norm, config.epsilon)
     schedule = optimizers.warmup_cosine(
         config.learning_rate, config.num_steps, config.num_steps // 20
     )
     mesh = sharding.make_mesh()
     init = functools.partial(initial_state, wav2letter, optimizer)
-    rng = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, rng)
+    rng_init, rng_train = jax.random.split(jax.random.key(config.seed))
+    abstract = jax.eval_shape(init, rng_init)
     shardings = sharding.state_shardings(abstract, mesh)
     manager = checkpoints.manager(workdir, keep=config.keep)
     if manager.latest_step() is None:
-        state = jax.jit(init, out_shardings=shardings)(rng)
+        state = jax.jit(init, out_shardings=shardings)(rng_init)
     else:
         state = checkpoints.restore(manager, abstract, shardings)
     step_fn = jax.jit(
-        functools.partial(train_step, wav2letter, optimizer, schedule),
+        functools.partial(
+            train_step, wav2letter, optimizer, schedule, config.augmentation.to_dict()
+        ),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
@@ -190,12 +234,13 @@ def train(config, workdir) -> pathlib.Path:
     batches = transcripts.train_batches(
         train_set,
         batch_seconds=config.batch_seconds,
+        max_buckets=config.max_buckets,
         seed=config.seed,
         first_step=first_step,
     )
     bar = metrics.progress(config.num_steps, first_step)
     for step in range(first_step + 1, config.num_steps + 1):
-        state, values = step_fn(state, next(batches))
+        state, values = step_fn(state, next(batches), rng_train)
         bar.update()
         if step % config.log_every == 0 or step == config.num_steps:
             values = jax.device_get(values)
@@ -206,35 +251,40 @@ def train(config, workdir) -> pathlib.Path:
             checkpoints.save(manager, step, state)
             for split, utterances in held_out.items():
                 rate = error_rate(
-                    wav2letter, state.network.params, utterances, config.batch_seconds
+                    wav2letter,
+                    state.network.params,
+                    utterances,
+                    batch_seconds=config.batch_seconds,
+                    max_buckets=config.max_buckets,
                 )
                 writer.scalars(step, {f"{split}/label_error_rate": rate})
                 bar.write(f"step {step}: label error rate {rate:.1%} on split {split}")
     manager.wait_until_finished()
     bar.close()
     writer.close()
-    weights.save_wav2letter(
-        result,
-        jax.device_get(state.network.params),
-        {
-            "channels": config.channels,
-            "wide_channels": config.wide_channels,
-            "num_labels": len(labels) + 1,
-            "labels": labels,
-        },
-    )
+    params = jax.device_get(state.network.params)
+    weights.save_wav2letter(result, params, {**network, "labels": [*labels, BLANK]})
     print(f"wrote {result}")
     return result
 
 
-def main(_):
-    train(_CONFIG.value, _WORKDIR.value)
+def main(_, flags):
+    train(flags.config, flags.workdir)
+
+
+def define_flags():
+    """Flags of the command line."""
+    from absl import flags
+
+    command_line.define_config()
+    flags.DEFINE_string(
+        "workdir", None, "Where checkpoints and results go.", required=True
+    )
 
 
 def run():
     """Entry point."""
-    flags.mark_flag_as_required("workdir")
-    command_line.run(main)
+    command_line.run(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

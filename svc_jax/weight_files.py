@@ -18,6 +18,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
@@ -101,17 +102,28 @@ def parse(path: pathlib.Path, data: bytes) -> WeightFile:
 def save_safetensors(
     path: str | os.PathLike, params: dict, config: dict[str, Any], kind: str
 ) -> None:
-    """Writes {layer: {weight: array}} and what it takes to rebuild the network."""
+    """Writes nested parameters and what it takes to rebuild the network."""
+    flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {
-        f"{layer}/{weight}": np.ascontiguousarray(array, np.float32)
-        for layer, weights in params.items()
-        for weight, array in weights.items()
+        name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()
     }
     # One entry: safetensors shuffles its metadata, and the same weights should give
     # the same bytes, for datasets remember the hash.
     note = json.dumps({"config": config, "kind": kind}, sort_keys=True)
     data = safetensors_numpy.save(arrays, metadata={"svc_jax": note})
     write_bytes(pathlib.Path(path), data)
+
+
+def read_safetensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Any]]:
+    """The nested parameters and the config that `save_safetensors` wrote."""
+    path = pathlib.Path(path)
+    file = parse(path, read_bytes(path))
+    if file.metadata["kind"] != kind:
+        raise UserError(
+            f"Weights {path} are of a {file.metadata['kind']}, not of a {kind}."
+        )
+    params = traverse_util.unflatten_dict(file.arrays, sep="/")
+    return params, file.metadata["config"]
 
 
 def _bounded(path: pathlib.Path, data: bytes) -> bytes:

@@ -31,31 +31,30 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_help_imports_nothing_heavy(module):
     child = run_python("-X", "importtime", "-m", module, "--help")
-    assert child.returncode == 0, child.stderr
-    imported = set(
-        re.findall(r"^import time:.*\| +([\w.]+)$", child.stderr, re.MULTILINE)
-    )
-    assert "sys" in imported or "site" in imported, "importtime printed nothing"
+    lines = child.stderr.splitlines()
+    said = [line for line in lines if not line.startswith("import time:")]
+    assert child.returncode == 0, "\n".join(said)
+    imported = {line.split("|")[-1].strip() for line in lines if "|" in line}
+    assert "svc_jax.command_line" in imported  # the lines are read as meant
     assert not HEAVY & {name.split(".")[0] for name in imported}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_is_printed(module, record_property):
+def test_help_is_printed_at_once(module, record_property):
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         child = run_python("-m", module, "--help")
         seconds.append(time.perf_counter() - start)
         assert child.returncode == 0, child.stderr
-        assert "--" in child.stdout
     # Reported, not asserted: a busy machine is slow without anything being wrong, and
-    # the cause of a slow start is what test_help_imports_nothing_heavy looks for.
+    # what makes a start slow is looked for above.
     record_property("help_seconds", round(min(seconds), 3))
     print(f"python -m {module} --help: best of 3 {min(seconds):.2f} s")
 
 
 @pytest.mark.parametrize(("script", "target"), SCRIPTS.items())
-def test_console_script_prints_the_same_help(script, target):
+def test_console_script_prints_the_help_of_its_module(script, target):
     module, function = target.split(":")
     # What pip writes into the script's file.
     program = (
@@ -65,4 +64,5 @@ def test_console_script_prints_the_same_help(script, target):
     )
     child = run_python("-c", program)
     assert child.returncode == 0, child.stderr
-    assert "--" in child.stdout
+    assert re.search(r"^ +--\w+", child.stdout, re.MULTILINE), "no flag is described"
+    assert child.stdout == run_python("-m", module, "--help").stdout

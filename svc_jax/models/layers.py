@@ -14,6 +14,8 @@ def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
     `padding` is (before, after); by default what keeps the length at stride 1. It is
     explicit because "SAME" with dilation is mistranslated by ONNX exporters.
     """
+    if kernel.shape[0] == stride == 1:
+        return x @ kernel[0]  # whose gradients are faster than a convolution's
     if padding is None:
         reach = dilation * (kernel.shape[0] - 1)
         padding = (reach // 2, reach - reach // 2)

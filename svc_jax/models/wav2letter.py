@@ -17,11 +17,12 @@ class Wav2Letter(nn.Module):
     The defaults are the network Arm published; see method.md, section 7.
 
     Attributes:
-      channels: of the first eight layers.
+      channels: of the layers before the wide ones.
       wide_channels: of the two wide layers before the output.
       num_labels: labels, the blank included.
-      kernels: of the first eight layers; the first has stride 2.
+      kernels: of the layers before the wide ones; the first has stride 2.
       wide_kernel: of the first wide layer.
+      dropout: share of activations dropped, where a `dropout` key is given.
     """
 
     channels: int = 250
@@ -29,6 +30,7 @@ class Wav2Letter(nn.Module):
     num_labels: int = len(LETTERS)
     kernels: Sequence[int] = (48, 7, 7, 7, 7, 7, 7, 7)
     wide_kernel: int = 32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, mfcc, num_frames=None):
@@ -54,7 +56,9 @@ class Wav2Letter(nn.Module):
         def layer(x, name, channels, kernel_size, stride=1):
             # What lies beyond the end is zero for each layer, as in the padding.
             x = SameConvolution(channels, kernel_size, stride, name=name)(x)
-            return jnp.where(real, nn.leaky_relu(x, 0.2), 0.0)
+            x = nn.leaky_relu(x, 0.2)
+            x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+            return jnp.where(real, x, 0.0)
 
         x = layer(mfcc, "conv1", self.channels, self.kernels[0], stride=2)
         for number, kernel_size in enumerate(self.kernels[1:], 2):

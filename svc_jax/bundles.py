@@ -1,0 +1,128 @@
+"""A trained model as a whole: from a workdir, or a folder made by export."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import flax.linen as nn
+
+from svc_jax import weight_files
+from svc_jax.errors import UserError
+from svc_jax.features import FeatureExtractor, FrozenParams
+
+PARAMS = "params.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """All that converting needs.
+
+    Attributes:
+      generator: the module.
+      params: its weights, the running mean of training.
+      extractor: frozen networks, with their grids.
+      frozen: their weights.
+      card: data_pipeline.schema.Card, singers and grids.
+      config: of the run.
+    """
+
+    generator: nn.Module
+    params: Any
+    extractor: FeatureExtractor
+    frozen: FrozenParams
+    card: Any
+    config: Any
+
+
+def load(path) -> Model:
+    """Loads a workdir's newest checkpoint, or an exported folder.
+
+    Raises:
+      UserError: if there is no model, or it is damaged.
+    """
+    from data_pipeline import schema
+    from svc_jax import builders, checkpoints, weights
+
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; --model is a workdir or an export.")
+    config = checkpoints.load_config(path)
+    card = schema.Card.read(path)
+    wav2letter = weights.wav2letter(path / schema.FROZEN / "wav2letter.safetensors")
+    crepe, capacity = None, None
+    if card.f0["network"] != "yin":
+        capacity = card.f0["network"].removeprefix("crepe-")
+        crepe = weights.crepe(capacity, path / schema.FROZEN / "crepe.safetensors")
+    extractor = builders.extractor(
+        builders.geometry(config),
+        wav2letter.config,
+        card.asr["layer"],
+        capacity,
+        card.f0["hop_length"],
+    )
+    generator = builders.generator(config, len(card.singers))
+    exported = path / PARAMS
+    if exported.exists():
+        params, _ = weight_files.read_safetensors(exported, "generator")
+    else:
+        params = _newest_params(path, config, generator, extractor)
+    frozen = FrozenParams(crepe and crepe.params, wav2letter.params)
+    return Model(generator, params, extractor, frozen, card, config)
+
+
+def _newest_params(workdir, config, generator, extractor):
+    """The running mean of G's parameters in the newest checkpoint."""
+    import jax
+
+    from svc_jax import builders, checkpoints, steps
+
+    discriminator = builders.discriminator(config)
+    networks = steps.Networks(generator, discriminator, extractor)
+    optimizers = builders.run_optimizers(config)
+    init = functools.partial(steps.init_state, networks, optimizers)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    with checkpoints.manager(workdir, keep=None) as manager:
+        if manager.latest_step() is None:
+            raise UserError(f"{workdir}: holds no checkpoint yet; train first.")
+        return checkpoints.restore(manager, abstract).ema_params
+
+
+def untrained(model: Model) -> Model:
+    """The same model before any training: fresh parameters."""
+    import jax
+
+    from svc_jax import steps
+
+    init = functools.partial(steps.init_generator, model.generator, model.extractor)
+    return dataclasses.replace(model, params=jax.jit(init)(jax.random.key(0)))
+
+
+def save(model: Model, source, output):
+    """Writes an export: config, parameters, singers and frozen networks.
+
+    Args:
+      model: from `load`.
+      source: the folder it was loaded from.
+      output: made; must not exist.
+
+    Raises:
+      UserError: if the output exists.
+    """
+    from data_pipeline import schema
+
+    output = pathlib.Path(output)
+    if output.exists():
+        raise UserError(f"{output}: exists; remove it or name another --output.")
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copytree(pathlib.Path(source) / schema.FROZEN, partial / schema.FROZEN)
+    model.card.write(partial)
+    config = json.dumps(model.config.to_dict(), indent=2)
+    (partial / "config.json").write_text(config + "\n")
+    weight_files.save_safetensors(partial / PARAMS, model.params, {}, "generator")
+    os.replace(partial, output)

@@ -1,0 +1,181 @@
+"""Sings whole recordings with a trained model: the rules of conversion (method.md, 5)."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from svc_jax import dsp
+from svc_jax.bundles import Model
+from svc_jax.errors import UserError
+from svc_jax.geometry import NOISE_BLOCK
+from svc_jax.types import Features, Noise
+
+CHUNK_SAMPLES = 10 * NOISE_BLOCK
+
+
+def transposition(rule: str, source_f0_hz, target_mean_hz: float) -> float:
+    """The factor that the source's f0 is multiplied by.
+
+    Args:
+      rule: `mean`, the ratio of the arithmetic means over voiced frames, the paper's;
+        `octave`, that to the nearest octave; `none`; or a number of semitones.
+      source_f0_hz: [T], 0 where unvoiced.
+      target_mean_hz: of the target's recordings.
+
+    Raises:
+      UserError: for any other rule.
+    """
+    if rule == "none":
+        return 1.0
+    if rule in ("mean", "octave"):
+        voiced = source_f0_hz[source_f0_hz > 0]
+        if not voiced.size:
+            return 1.0
+        ratio = target_mean_hz / float(voiced.mean(dtype=np.float64))
+        return ratio if rule == "mean" else 2.0 ** round(math.log2(ratio))
+    try:
+        return 2.0 ** (float(rule) / 12)
+    except ValueError:
+        raise UserError(
+            f"--transpose {rule!r}: choose mean, octave, none or semitones as -3.5."
+        ) from None
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """A virtual singer, "A:0.5,B:0.5" -> {"A": 0.5, "B": 0.5}.
+
+    Raises:
+      UserError: if it is not a convex combination: weights of at least 0, of sum 1.
+    """
+    mix = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(.+):\s*([^:]+?)\s*", part)
+        try:
+            name, weight = match[1].strip(), float(match[2])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"--mix {text!r}: {part!r} is not NAME:WEIGHT; write A:0.5,B:0.5."
+            ) from None
+        if name in mix:
+            raise UserError(f"--mix {text!r}: {name} stands twice; add its weights.")
+        if not weight >= 0:
+            raise UserError(
+                f"--mix {text!r}: {name} has weight {weight:g}; a mixture of voices"
+                " takes weights from 0 to 1."
+            )
+        mix[name] = weight
+    total = sum(mix.values())
+    if abs(total - 1) > 1e-3:
+        raise UserError(
+            f"--mix {text!r}: the weights add up to {total:g}; they must add up to 1."
+        )
+    return {name: weight / total for name, weight in mix.items()}
+
+
+def voice_of(model: Model, mix: dict[str, float]):
+    """The voice [1, E] and the mean f0 in Hz of a mixture of singers.
+
+    Raises:
+      UserError: for an unknown singer; lists the known ones.
+    """
+    ids = jnp.asarray([model.card.singer_id(name) for name in mix], jnp.int32)
+    weights = jnp.asarray(list(mix.values()), jnp.float32)
+    voices = model.generator.apply({"params": model.params}, ids, method="embed")
+    means = np.asarray([model.card.singers[i].mean_f0_hz for i in np.asarray(ids)])
+    mean_hz = float(np.dot(means, np.asarray(weights)))
+    return jnp.sum(voices * weights[:, None], axis=0, keepdims=True), mean_hz
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sing(generator, params, features, voice, noise):
+    return generator.apply({"params": params}, features, voice, noise)
+
+
+def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.ndarray:
+    """Audio of features in a voice, as if in one pass, in memory for one chunk.
+
+    Chunks overlap by what the generator sees to each side, and the noise is a function
+    of (seed, absolute block), so that their seams cannot be heard or measured.
+
+    Args:
+      model: the trained model.
+      features: f0_hz, loudness_db [T], asr_features [A, D] of a whole recording.
+      voice: [1, E].
+      seed: of the noise.
+
+    Returns:
+      float32 [T * hop_length].
+    """
+    geometry = model.extractor.geometry
+    total = features.f0_hz.shape[-1] * geometry.hop_length
+    grid = geometry.asr_hop_length
+    context = -(-model.generator.context_samples() // grid) * grid
+    window = min(total, CHUNK_SAMPLES + 2 * context)
+    z, excitation = jax.device_get(dsp.block_noise(jax.random.key(seed), total))
+    turns = _start_phases(features.f0_hz, geometry)
+    audio = np.empty(total, np.float32)
+    for start in range(0, total, CHUNK_SAMPLES):
+        stop = min(start + CHUNK_SAMPLES, total)
+        # One shape for all chunks; at the file's ends the network sees its true ends.
+        first = min(max(start - context, 0), total - window)
+        samples = slice(first, first + window)
+        frames = slice(
+            first // geometry.hop_length, samples.stop // geometry.hop_length
+        )
+        asr_frames = slice(first // grid, samples.stop // grid)
+        chunk = Features(
+            features.f0_hz[None, frames],
+            features.loudness_db[None, frames],
+            features.asr_features[None, asr_frames],
+        )
+        noise = Noise(
+            z[None, samples],
+            excitation[None, samples],
+            turns[None, frames.start],
+        )
+        sung = _sing(model.generator, model.params, chunk, voice, noise)
+        audio[start:stop] = np.asarray(sung)[0, start - first : stop - first]
+    return audio
+
+
+def _start_phases(f0_hz, geometry) -> np.ndarray:
+    """Phase of the sine before each frame, in turns, float32 [T]."""
+    last = dsp.frame_phase(
+        jnp.asarray(f0_hz)[None],
+        sample_rate=geometry.sample_rate,
+        hop_length=geometry.hop_length,
+    )
+    return np.asarray(last)[0]
+
+
+def convert(
+    model: Model,
+    audio,
+    mix: dict[str, float],
+    *,
+    transpose: str = "mean",
+    seed: int = 0,
+):
+    """Re-sings a recording in another voice.
+
+    Args:
+      model: the trained model.
+      audio: float32 [N] at the model's sample rate.
+      mix: singers and their weights; one singer with weight 1 for a known voice.
+      transpose: see `transposition`.
+      seed: of the noise.
+
+    Returns:
+      (float32 [N]; the Features it was sung from, f0 as it was asked for).
+    """
+    extracted = model.extractor.extract_recordings(model.frozen, [audio])[0]
+    voice, mean_hz = voice_of(model, mix)
+    factor = transposition(transpose, extracted.features.f0_hz, mean_hz)
+    features = extracted.features.replace(
+        f0_hz=extracted.features.f0_hz * np.float32(factor)
+    )
+    return synthesize(model, features, voice, seed=seed)[: audio.size], features

@@ -1,0 +1,555 @@
+"""Signal processing against float64 references written from method.md."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.signal
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svc_jax import dsp
+
+SAMPLE_RATE = 16_000
+HOP = 64
+
+
+def noise(num_samples, level=0.1, seed=0):
+    """White noise, float32 [num_samples]."""
+    rng = np.random.default_rng(seed)
+    return (level * rng.standard_normal(num_samples)).astype(np.float32)
+
+
+def tone(hz, num_samples, amplitude=0.5):
+    """A cosine, float32 [num_samples]."""
+    turns = hz * np.arange(num_samples) / SAMPLE_RATE
+    return (amplitude * np.cos(2 * np.pi * turns)).astype(np.float32)
+
+
+def singing(num_samples, seed=0):
+    """Harmonics under a slow envelope, with some noise."""
+    seconds = np.arange(num_samples) / SAMPLE_RATE
+    voice = sum(tone(220 * k, num_samples, 0.3 / k) for k in range(1, 12))
+    envelope = np.sin(3 * seconds + 0.3) ** 2
+    return (voice * envelope).astype(np.float32) + noise(num_samples, 1e-3, seed)
+
+
+def float64_stft(audio, n_fft, hop_length):
+    """Centred STFT of [N] by SciPy, unnormalised, periodic Hann: [T, F]."""
+    half = n_fft // 2
+    padded = np.pad(audio.astype(np.float64), half, mode="reflect")
+    _, _, spectrum = scipy.signal.stft(
+        padded,
+        window="hann",
+        nperseg=n_fft,
+        noverlap=n_fft - hop_length,
+        boundary=None,
+        padded=False,
+    )
+    return spectrum.T * half  # SciPy divides by the window's sum, n_fft / 2
+
+
+def with_garbage(rows, total, garbage=np.nan):
+    """Rows of different lengths as one [B, total], with garbage after their ends."""
+    padded = np.full((len(rows), total, *rows[0].shape[1:]), garbage, np.float32)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded, np.array([len(row) for row in rows])
+
+
+# Framing.
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 10, 257])
+@pytest.mark.parametrize(
+    ("left", "right"), [(0, 0), (3, 5), (10, 4), (100, 0), (7, 99)]
+)
+def test_reflect_pad_is_numpys_also_for_audio_shorter_than_the_padding(
+    num_samples, left, right
+):
+    audio = np.stack([noise(num_samples, seed=seed) for seed in range(2)])
+    expected = np.pad(audio, ((0, 0), (left, right)), mode="reflect")
+    np.testing.assert_array_equal(dsp.reflect_pad(audio, left, right), expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 40), min_size=3, max_size=3))
+def test_reflect_pad_starts_where_a_padded_recording_ends(lengths):
+    rows = [noise(n, seed=n) for n in lengths]
+    audio, length = with_garbage(rows, 40)
+    expected = [np.pad(row, (9, 31 + 40 - row.size), mode="reflect") for row in rows]
+    padded = dsp.reflect_pad(jnp.asarray(audio), 9, 31, jnp.asarray(length))
+    np.testing.assert_array_equal(padded, expected)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "frame_length", "hop_length"),
+    [(100, 8, 4), (100, 10, 4), (103, 7, 3), (50, 4, 10), (8, 8, 3), (101, 32, 1)],
+)
+def test_frame_is_a_sliding_window(num_samples, frame_length, hop_length):
+    audio = np.stack([noise(num_samples, seed=seed) for seed in range(2)])
+    starts = range(0, num_samples - frame_length + 1, hop_length)
+    expected = np.stack([audio[:, s : s + frame_length] for s in starts], axis=1)
+    frames = dsp.frame(audio, frame_length, hop_length)
+    np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 22, 23, 24])  # of 23 frames
+@pytest.mark.parametrize("extra", [0, 1, 3])
+def test_over_blocks_is_the_function_of_all_frames(block, extra):
+    audio = np.stack([noise(10 + 22 * 4 + extra, seed=seed) for seed in range(2)])
+    starts = range(0, 22 * 4 + 1, 4)
+    expected = np.stack([audio[:, s : s + 10] for s in starts], axis=1) * 2
+
+    def function(frames):
+        assert frames.shape[1] <= block or block >= 23  # all that is held at once
+        return frames * 2
+
+    result = dsp.over_blocks(function, audio, 10, 4, block)
+    np.testing.assert_array_equal(result, expected)
+
+
+# Spectra and loudness.
+
+
+@pytest.mark.parametrize(("n_fft", "hop_length"), [(64, 16), (512, 160), (2048, 64)])
+def test_spectrogram_is_the_floored_magnitude_of_the_centred_stft(n_fft, hop_length):
+    audio = np.stack([singing(5000), noise(5000, 1e-6)])
+    expected = [np.abs(float64_stft(row, n_fft, hop_length)) for row in audio]
+    result = dsp.spectrogram(audio, n_fft, hop_length)
+    np.testing.assert_allclose(
+        result, np.maximum(expected, np.sqrt(1e-7)), rtol=1e-4, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("hz", "published_db"),  # IEC 61672-1, table 3
+    [(31.5, -39.4), (63, -26.2), (125, -16.1), (250, -8.6), (500, -3.2), (1000, 0.0)]
+    + [(2000, 1.2), (4000, 1.0), (8000, -1.1), (16_000, -6.6)],
+)
+def test_a_weighting_is_the_standards(hz, published_db):
+    # The standard states exact frequencies: powers of ten, named by rounded ones.
+    exact_hz = 1000 * 10 ** (round(10 * np.log10(hz / 1000)) / 10)
+    assert dsp.a_weighting(exact_hz) == pytest.approx(published_db, abs=0.051)
+
+
+def test_a_weighting_has_a_floor():
+    np.testing.assert_array_equal(dsp.a_weighting([0.0, 0.1]), [-80.0, -80.0])
+
+
+def float64_loudness(audio, hop_length):
+    """method.md, section 1, "Exact loudness": [N] -> [N // hop_length]."""
+    with np.errstate(divide="ignore"):
+        power_db = 20 * np.log10(
+            np.maximum(1e-20, np.abs(float64_stft(audio, 2048, hop_length)))
+        )
+        f2 = np.linspace(0, SAMPLE_RATE / 2, 1025) ** 2
+        c = np.array([12194.217, 20.598997, 107.65265, 737.86223]) ** 2
+        weighting = 2.0 + 20 * (
+            np.log10(c[0] * f2**2)
+            - np.log10((f2 + c[0]) * (f2 + c[1]))
+            - np.log10((f2 + c[2]) * (f2 + c[3])) / 2
+        )
+    level = np.maximum(power_db + np.maximum(weighting, -80) - 20.7, -120)
+    return level.mean(axis=1)[: audio.size // hop_length]
+
+
+jit_loudness = jax.jit(dsp.loudness_db, static_argnums=(1, 2))
+
+
+FLOOR = 10 ** (-90 / 20)  # noise of -90 dBFS
+
+
+@pytest.mark.parametrize(
+    ("audio", "tolerance_db"),
+    [
+        (singing(9600), 0.01),
+        (noise(9600, 0.3), 0.01),
+        (noise(9600, FLOOR), 0.01),
+        (tone(440, 9600, 1.0) + noise(9600, FLOOR), 0.01),
+        (tone(3000, 9600, 0.01) + noise(9600, FLOOR), 0.01),
+        (np.clip(3 * singing(9600), -1, 1), 0.01),
+        (tone(440, 9600, 1.0), 0.1),
+        (tone(2000, 9600, 0.9), 0.1),
+        (tone(61.7, 9600, 0.01), 0.1),
+        (np.full(9600, 0.5, np.float32), 0.1),
+        (np.repeat(np.float32([0, 0.1, 0]), 3200) * singing(9600), 0.1),
+        (noise(9600, 1e-7), 0.1),
+    ],
+    ids=[
+        *("singing", "noise", "faint noise", "full-scale tone over a noise floor"),
+        *("faint tone over a noise floor", "clipped", "full-scale tone", "loud tone"),
+        *("faint low tone", "direct current", "silence around singing", "near floor"),
+    ],
+)
+def test_loudness_in_float32_is_that_in_float64(audio, tolerance_db):
+    result = jit_loudness(audio[None], SAMPLE_RATE, HOP)[0]
+    assert result.shape == (150,)
+    expected = float64_loudness(audio, HOP)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance_db)
+
+
+def test_loudness_of_silence_is_its_floor():
+    silence = np.zeros((1, 640), np.float32)
+    np.testing.assert_array_equal(jit_loudness(silence, SAMPLE_RATE, HOP), -120.0)
+
+
+def test_loudness_follows_gain_decibel_for_decibel():
+    audio = noise(4800, 1.0)[None]  # every bin far above the floor
+    before, after = (jit_loudness(g * audio, SAMPLE_RATE, HOP) for g in (1, 4))
+    np.testing.assert_allclose(after - before, 20 * np.log10(4), atol=1e-4)
+
+
+def test_loudness_is_the_same_across_the_blocks_it_is_computed_in():
+    hop_length = 8
+    audio = singing(hop_length * (dsp.LOUDNESS_BLOCK + 30))
+    result = jit_loudness(audio[None], SAMPLE_RATE, hop_length)[0]
+    expected = float64_loudness(audio, hop_length)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=0.01)
+
+
+# Sine excitation.
+
+
+@pytest.mark.parametrize(
+    ("f0_hz", "hop_length", "expected"),
+    [
+        # A rise, a glide, a fall, silence, a rise, and a held end.
+        (
+            [0, 100, 200, 0, 0, 300],
+            4,
+            [0, 0, 100, 100, 100, 125, 150, 175, 200, 200, 0, 0]
+            + [0, 0, 0, 0, 0, 0, 300, 300, 300, 300, 300, 300],
+        ),
+        # Of an odd hop, the middle sample is nearer to the left frame.
+        (
+            [0, 100, 200, 0],
+            5,
+            [0, 0, 0, 100, 100, 100, 120, 140, 160, 180, 200, 200, 200, 0, 0]
+            + [0, 0, 0, 0, 0],
+        ),
+        ([440], 3, [440, 440, 440]),
+        # One unvoiced frame parts two tones; one voiced frame lasts half a hop each way.
+        ([100, 0, 200, 0], 2, [100, 0, 0, 200, 200, 0, 0, 0]),
+    ],
+)
+def test_f0_at_the_sample_rate_never_crosses_an_edge(f0_hz, hop_length, expected):
+    result = dsp.sample_f0(np.float32([f0_hz]), hop_length)
+    np.testing.assert_allclose(result, [expected], rtol=1e-6)
+
+
+def test_f0_on_crepes_grid_moves_to_ours_by_hand():
+    # At 0, 64, ..., 832 samples, of frames at 0, 160, 320, 480, 640.
+    f0_hz = np.float32([[100, 260, 0, 0, 320]])
+    expected = [100, 164, 228, 260, 0, 0, 0, 0, 0, 320, 320, 320, 320, 320]
+    result = dsp.interpolate_f0(f0_hz, 160, 64, 14)
+    np.testing.assert_allclose(result, [expected], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    f0_hz=st.lists(
+        st.just(0.0) | st.floats(32, 2000, width=32), min_size=12, max_size=12
+    )
+)
+def test_interpolated_f0_stays_between_its_voiced_neighbours(f0_hz):
+    result = np.asarray(dsp.interpolate_f0(np.float32([f0_hz]), 160, 64, 30))[0]
+    for index, value in enumerate(result):
+        position = index * 64 / 160
+        left, right = (f0_hz[min(int(position) + k, 11)] for k in (0, 1))
+        nearest = f0_hz[min(int(position + 0.5), 11)]
+        assert (value > 0) == (nearest > 0)
+        assert not value or value == pytest.approx(nearest) or left * right > 0
+        low, high = sorted((left, right)) if left * right else (nearest, nearest)
+        assert low * (1 - 1e-6) <= value <= high * (1 + 1e-6)
+
+
+@functools.cache
+def waveform(hop_length=HOP, num_harmonics=0):
+    """`sine_excitation`, compiled."""
+    return jax.jit(
+        functools.partial(
+            dsp.sine_excitation,
+            sample_rate=SAMPLE_RATE,
+            hop_length=hop_length,
+            num_harmonics=num_harmonics,
+        )
+    )
+
+
+def excite(f0_hz, normal=None, turns=0.0, **settings):
+    """`sine_excitation` of one f0_hz [T], by default without noise: [N, 1 + H]."""
+    f0_hz = np.float32(f0_hz)[None]
+    num_samples = f0_hz.size * settings.get("hop_length", HOP)
+    normal = np.zeros(num_samples, np.float32) if normal is None else normal
+    phase = np.float32([turns])
+    return np.asarray(waveform(**settings)(f0_hz, normal[None], phase)[0], np.float64)
+
+
+@pytest.mark.parametrize("hz", [32, 55.5, 440, 1318.51, 2000])
+@pytest.mark.parametrize("turns", [0, 0.25, -0.4])
+def test_a_held_note_is_a_pure_sine_of_amplitude_a_tenth(hz, turns):
+    result = excite(np.full(250, hz), turns=turns)[:, 0]
+    cycles = float(np.float32(hz)) * np.arange(1, 16_001) / SAMPLE_RATE
+    expected = 0.1 * np.sin(2 * np.pi * (cycles + float(np.float32(turns))))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("hop_length", [64, 80])
+def test_a_gliding_voice_keeps_the_phase_of_its_running_sum(hop_length):
+    f0_hz = np.float32(300 + 200 * np.sin(np.arange(200) / 9))
+    f0_hz[50:70], f0_hz[120:121], f0_hz[150:152] = 0, 0, [0, 500]
+    # The rule of the edges again, sample by sample.
+    samples = []
+    for index in range(f0_hz.size * hop_length):
+        frame, step = divmod(index, hop_length)
+        left, right = (float(f0_hz[min(frame + k, f0_hz.size - 1)]) for k in (0, 1))
+        share = step / hop_length
+        nearest = left if share < 0.5 else right
+        samples.append(left + (right - left) * share if left * right else nearest)
+    samples = np.array(samples)
+    expected = 0.1 * np.sin(2 * np.pi * np.cumsum(samples) / SAMPLE_RATE)
+    result = excite(f0_hz, hop_length=hop_length)[:, 0]
+    np.testing.assert_allclose(result, expected * (samples > 0), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("hop_length", [64, 80, 160])
+@pytest.mark.parametrize("voice", ["440 Hz", "441.7 Hz", "1999.9 Hz", "vibrato"])
+def test_the_phase_does_not_drift_in_an_hour(voice, hop_length):
+    num_frames = 3600 * SAMPLE_RATE // hop_length
+    if voice == "vibrato":
+        radians = 2 * np.pi * 5 * np.arange(num_frames) * hop_length / SAMPLE_RATE
+        f0_hz = np.float32(440 + 20 * np.sin(radians))
+    else:
+        f0_hz = np.full(num_frames, voice.removesuffix(" Hz"), np.float32)
+    heard = np.array([0, num_frames // 4, num_frames // 2, num_frames - 2])
+
+    @jax.jit
+    def turns(f0_hz):  # of the samples of the frames that are looked at
+        phase = dsp.excitation_phase(
+            f0_hz, sample_rate=SAMPLE_RATE, hop_length=hop_length
+        )
+        return phase.reshape(-1, hop_length)[heard]
+
+    left, right = f0_hz.astype(np.float64), np.append(f0_hz[1:], f0_hz[-1])
+    step = np.arange(hop_length) / hop_length
+    advance = left * hop_length + (right - left) * step.sum()
+    before = np.cumsum(advance) - advance
+    inside = left[heard, None] + (right - left)[heard, None] * step
+    exact = (before[heard, None] + np.cumsum(inside, axis=1)) / SAMPLE_RATE
+    if voice == "440 Hz":  # the float64 sum is the exact one
+        last = Fraction(440 * (int(heard[-1]) + 1) * hop_length, SAMPLE_RATE)
+        assert abs(exact[-1, -1] - last) < 1e-7
+    drift = np.angle(np.exp(2j * np.pi * (np.float64(turns(f0_hz[None])) - exact)))
+    assert np.abs(drift).max() < 1e-2
+
+
+def test_noise_is_faint_in_the_voiced_and_loud_in_the_unvoiced():
+    f0_hz = np.repeat(np.float32([220, 0]), 100)
+    normal = noise(200 * HOP, 1.0)
+    added = excite(f0_hz, normal) - excite(f0_hz)
+    voiced, unvoiced = added[: 99 * HOP, 0], added[100 * HOP :, 0]
+    np.testing.assert_allclose(voiced, 0.003 * normal[: 99 * HOP], atol=2e-8)
+    loud = 0.1 / (3 * 0.003) * (0.003 * normal[100 * HOP :])
+    np.testing.assert_allclose(unvoiced, loud, rtol=1e-5)
+    np.testing.assert_array_equal(excite(f0_hz)[100 * HOP :], 0)
+
+
+def test_harmonics_are_multiples_and_silent_above_the_nyquist_frequency():
+    result = excite(np.full(250, 1500.0), turns=0.1, num_harmonics=7)
+    spectrum = np.abs(np.fft.rfft(result, axis=0)) / 8000
+    expected = np.zeros_like(spectrum)  # bins of 1 Hz
+    for harmonic in range(1, 6):
+        expected[1500 * harmonic, harmonic - 1] = 0.1
+    assert result.shape == (16_000, 8)
+    np.testing.assert_allclose(spectrum, expected, atol=1e-5)
+
+
+# Noise.
+
+
+@functools.cache
+def five_blocks():
+    uniform, normal = dsp.block_noise(jax.random.key(7), 5 * 16_000)
+    return np.asarray(uniform), np.asarray(normal)
+
+
+@pytest.mark.parametrize(
+    ("first_block", "num_samples"), [(0, 100), (0, 16_001), (2, 20_000), (4, 16_000)]
+)
+def test_a_chunk_of_noise_is_a_part_of_the_whole(first_block, num_samples):
+    chunk = dsp.block_noise(jax.random.key(7), num_samples, first_block)
+    start = first_block * 16_000
+    for part, whole in zip(chunk, five_blocks(), strict=True):
+        np.testing.assert_array_equal(part, whole[start : start + num_samples])
+
+
+def test_noise_is_uniform_and_normal_and_never_repeats():
+    uniform, normal = five_blocks()
+    assert 0 <= uniform.min() and uniform.max() < 1
+    assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-3
+    assert scipy.stats.kstest(normal, "norm").pvalue > 1e-3
+    other = dsp.block_noise(jax.random.key(8), 16_000)
+    rows = np.concatenate([np.reshape((uniform, normal), (10, -1)), other])
+    correlation = np.corrcoef(rows) - np.eye(12)
+    assert np.abs(correlation).max() < 0.04  # five deviations of 1 / sqrt(16000)
+
+
+# The front end of Wav2Letter.
+
+
+def float64_mel_filters():
+    """librosa.filters.mel(sr=16000, n_fft=512, n_mels=128): Slaney's, [128, 257]."""
+
+    def hz(mel):
+        knee = 1000 / (200 / 3)
+        return (
+            1000 * np.exp(np.log(6.4) / 27 * (mel - knee))
+            if mel > knee
+            else (200 / 3 * mel)
+        )
+
+    top = 15 + np.log(8000 / 1000) / (np.log(6.4) / 27)
+    corners = [hz(mel) for mel in np.linspace(0, top, 130)]
+    filters = np.zeros((128, 257))
+    for row, (low, peak, high) in enumerate(
+        zip(corners, corners[1:], corners[2:], strict=False)
+    ):
+        triangle = np.interp(np.arange(257) * 31.25, [low, peak, high], [0, 1, 0])
+        filters[row] = triangle * 2 / (high - low)
+    return filters
+
+
+def float64_mfcc(audio):
+    """librosa.feature.mfcc(n_mfcc=13, n_fft=512, hop_length=160): [N] -> [T, 13]."""
+    power = np.abs(float64_stft(audio, 512, 160)) ** 2
+    mel_db = 10 * np.log10(np.maximum(1e-10, power @ float64_mel_filters().T))
+    mel_db = np.maximum(mel_db, mel_db.max() - 80)
+    return scipy.fft.dct(mel_db, type=2, norm="ortho")[:, :13]
+
+
+def float64_deltas(coefficients):
+    """librosa.feature.delta of order 1 and 2: [T, 13] -> [T, 3, 13]."""
+    num_frames = len(coefficients)
+    shortage = max(0, 9 - num_frames)
+    padded = np.pad(coefficients, ((0, shortage), (0, 0)), mode="edge")
+    derivatives = [
+        scipy.signal.savgol_filter(padded, 9, order, deriv=order, axis=0, mode="interp")
+        for order in (1, 2)
+    ]
+    blocks = [padded, *derivatives]
+    return np.stack([block[:num_frames] for block in blocks], axis=1)
+
+
+def test_mel_filters_are_slaneys():
+    filters = dsp.mel_filterbank(SAMPLE_RATE, 512, 128)
+    np.testing.assert_allclose(filters, float64_mel_filters().T, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        singing(8000),
+        tone(440, 8000),
+        noise(8000, 1e-6),
+        np.zeros(8000, np.float32),
+        # The 80 dB below the loudest frame matter.
+        noise(8000, 1.0) * np.repeat(np.float32([1, 1e-6]), 4000),
+        singing(160),
+        singing(1),
+    ],
+    ids=["singing", "tone", "faint", "silence", "loud and faint", "short", "sample"],
+)
+def test_mfccs_are_librosas(audio):
+    result = np.asarray(dsp.mfcc(audio[None]))[0]
+    assert result.shape == (1 + audio.size // 160, 13)
+    np.testing.assert_allclose(result, float64_mfcc(audio), rtol=1e-4, atol=2e-2)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 9, 10, 17, 60])
+def test_deltas_are_savitzky_and_golays(num_frames):
+    coefficients = noise(num_frames * 13, 20.0).reshape(num_frames, 13)
+    result = dsp.deltas(coefficients[None])[0]
+    np.testing.assert_allclose(result, float64_deltas(coefficients), atol=1e-4)
+
+
+def test_each_block_is_normalised_by_its_own_mean_and_deviation():
+    blocks = noise(2 * 40 * 3 * 13, 5.0).reshape(2, 40, 3, 13)
+    blocks += np.float32([-300, 7, 0]).reshape(1, 1, 3, 1)
+    stats = dsp.mfcc_stats(blocks)
+    expected = np.stack(
+        [blocks.astype(np.float64).mean((1, 3)), blocks.astype(np.float64).std((1, 3))],
+        axis=-1,
+    )
+    np.testing.assert_allclose(stats, expected, rtol=1e-5, atol=1e-5)
+    normalised = (blocks - expected[:, None, :, :1]) / expected[:, None, :, 1:]
+    result = dsp.normalise_mfcc(blocks, stats)
+    assert result.shape == (2, 40, 39)
+    np.testing.assert_allclose(result, normalised.reshape(2, 40, 39), atol=1e-4)
+
+
+def test_a_block_without_deviation_is_normalised_to_zero():
+    blocks = np.zeros((1, 20, 3, 13), np.float32)
+    result = dsp.normalise_mfcc(blocks, dsp.mfcc_stats(blocks))
+    np.testing.assert_array_equal(result, np.zeros((1, 20, 39)))
+
+
+# Recordings of different lengths in one batch.
+
+
+def assert_alone_as_in_batch(function, rows, grid, count, tolerance):
+    """Holds function(garbage-padded batch, lengths) against each row alone.
+
+    Garbage of two kinds must give the same bits; alone, another shape is compiled.
+    """
+    total = max(map(len, rows)) + 3 * grid
+    batches = [with_garbage(rows, total, g) for g in (0.0, 1e3)]
+    silent, loud = (np.asarray(function(*map(jnp.asarray, b))) for b in batches)
+    for index, row in enumerate(rows):
+        real = count(len(row))
+        np.testing.assert_array_equal(silent[index, :real], loud[index, :real])
+        alone = np.asarray(function(row[None], None))[0]
+        assert len(alone) == real
+        np.testing.assert_allclose(silent[index, :real], alone, **tolerance)
+
+
+def test_the_loudness_of_a_padded_recording_is_that_of_itself():
+    assert_alone_as_in_batch(
+        lambda audio, length: jit_loudness(audio, SAMPLE_RATE, HOP, length),
+        [singing(n) for n in (320, 640, 3200, 4800)],
+        320,
+        lambda n: n // HOP,
+        {"rtol": 0, "atol": 1e-4},
+    )
+
+
+def test_the_mfccs_of_a_padded_recording_are_those_of_itself():
+    # The loud one must not lift the floor of the others, nor the garbage any.
+    rows = [singing(n) for n in (320, 640, 4800)]
+    rows.append(noise(3200, 1.0) * np.repeat(np.float32([1, 1e-7]), 1600))
+    assert_alone_as_in_batch(
+        jax.jit(dsp.mfcc),
+        rows,
+        320,
+        lambda n: 1 + n // 160,
+        {"rtol": 0, "atol": 1e-3},
+    )
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 40), min_size=4, max_size=4))
+def test_the_deltas_of_a_padded_recording_are_those_of_itself(counts):
+    rows = [noise(n * 13, 20.0, seed=n).reshape(n, 13) for n in counts]
+    mfcc, num_frames = map(jnp.asarray, with_garbage(rows, 40, 1e3))
+    blocks = dsp.deltas(mfcc, num_frames)
+    stats = dsp.mfcc_stats(blocks, num_frames)
+    for row, of_row, its_stats in zip(rows, blocks, stats, strict=True):
+        expected = float64_deltas(row)
+        np.testing.assert_allclose(of_row[: len(row)], expected, atol=1e-4)
+        moments = np.stack([expected.mean((0, 2)), expected.std((0, 2))], axis=-1)
+        np.testing.assert_allclose(its_stats, moments, rtol=1e-4, atol=1e-4)
