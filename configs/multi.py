@@ -20,35 +20,25 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
         raise ValueError(
             f"configs/multi.py has paper, small and demo, not {variant!r}."
         )
-    config.batch_size = 8
-    config.generator.channels = 32
-    config.generator.gate_channels = 64
-    config.generator.skip_channels = 32
-    config.generator.dilations = tuple(2**k for k in range(8)) * 2
-    config.generator.context_channels = 32
-    config.generator.context_gate_channels = 64
-    config.generator.loudness_dilations = (1, 2, 4, 8)
+    config.batch_size = 4
+    config.generator.channels = 24
+    config.generator.gate_channels = 48
+    config.generator.skip_channels = 24
+    config.generator.dilations = tuple(2**k for k in range(10))
+    config.generator.context_channels = 16
+    config.generator.context_gate_channels = 32
+    config.generator.loudness_dilations = (1, 2, 4)
     config.generator.asr_dilations = (1, 2, 4)
-    config.generator.sine_dilations = (1, 2, 4, 8, 16)
-    config.discriminator.channels = 32
+    config.generator.sine_dilations = (1, 2, 4, 8)
+    config.discriminator.channels = 16
     config.optimizer.generator_learning_rate = 1e-3
     config.optimizer.discriminator_learning_rate = 5e-4
-    config.num_steps = 2_000
+    config.num_steps = 4_000
     config.log_every = 10
     config.eval_every = 250
     config.checkpoint_every = 250
     if variant == "demo":
         config.data.embedded = True
-        config.batch_size = 4
-        config.generator.channels = 24
-        config.generator.gate_channels = 48
-        config.generator.skip_channels = 24
-        config.generator.dilations = tuple(2**k for k in range(9))
-        config.generator.context_channels = 16
-        config.generator.context_gate_channels = 32
-        config.generator.loudness_dilations = (1, 2, 4)
-        config.generator.sine_dilations = (1, 2, 4, 8)
-        config.discriminator.channels = 16
         config.num_steps = 300
         config.eval_every = 150
         config.checkpoint_every = 150

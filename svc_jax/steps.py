@@ -96,14 +96,19 @@ def phase_at(step: int, *, adversarial_from: int, mixup_from: int, num_singers: 
     return Phase(adversarial, adversarial and several, step >= mixup_from and several)
 
 
+def example_inputs(extractor: FeatureExtractor, num_samples: int):
+    """Features and Noise of zeros, [1, ...], for a length on every grid."""
+    geometry = extractor.geometry
+    frames = (1, geometry.num_frames(num_samples))
+    asr_frames = (1, geometry.num_asr_frames(num_samples), extractor.asr_size)
+    features = Features(jnp.zeros(frames), jnp.zeros(frames), jnp.zeros(asr_frames))
+    samples = (1, num_samples)
+    return features, Noise(jnp.zeros(samples), jnp.zeros(samples), jnp.zeros(1))
+
+
 def init_generator(generator: nn.Module, extractor: FeatureExtractor, rng):
     """Fresh parameters of a generator for the features of an extractor."""
-    geometry = extractor.geometry
-    samples = 4 * geometry.asr_hop_length
-    frames = (1, geometry.num_frames(samples))
-    asr_frames = (1, geometry.num_asr_frames(samples), extractor.asr_size)
-    features = Features(jnp.zeros(frames), jnp.zeros(frames), jnp.zeros(asr_frames))
-    noise = Noise(jnp.zeros((1, samples)), jnp.zeros((1, samples)), jnp.zeros(1))
+    features, noise = example_inputs(extractor, 4 * extractor.geometry.asr_hop_length)
     singer_id = jnp.zeros(1, jnp.int32)
     return generator.init(rng, features, singer_id, noise, method=_sing)["params"]
 

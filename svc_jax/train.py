@@ -200,7 +200,43 @@ def train(config, workdir):
     return state
 
 
+def describe(config) -> str:
+    """A table of the networks of a config.
+
+    The size of the ASR features is the dataset's; without one, the published
+    Wav2Letter's.
+    """
+    from data_pipeline import schema
+    from svc_jax import builders, describe
+    from svc_jax.models.wav2letter import Wav2Letter
+
+    published = Wav2Letter()
+    wav2letter = {
+        "channels": published.channels,
+        "wide_channels": published.wide_channels,
+    }
+    num_singers, layer = 2, "wide"
+    if config.data.dir:
+        card = schema.Card.read(config.data.dir)
+        num_singers, layer = len(card.singers), card.asr["layer"]
+        frozen, _ = load_frozen(config, card, config.data.dir)
+        networks = builders.networks(config, num_singers, frozen)
+    else:
+        extractor = builders.extractor(
+            builders.geometry(config), wav2letter, layer, "tiny"
+        )
+        networks = builders.networks(config, num_singers, extractor)
+    return describe.table(networks)
+
+
 def main(_, flags):
+    from svc_jax.errors import UserError
+
+    if flags.describe:
+        print(describe(flags.config))
+        return
+    if not flags.workdir:
+        raise UserError("--workdir is empty; name a folder for the run.")
     train(flags.config, flags.workdir)
 
 
@@ -209,9 +245,7 @@ def define_flags():
     from absl import flags
 
     command_line.define_config()
-    flags.DEFINE_string(
-        "workdir", None, "Where checkpoints and metrics go.", required=True
-    )
+    flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
     flags.DEFINE_bool(
         "describe",
         False,

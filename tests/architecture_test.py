@@ -26,6 +26,7 @@ LEVELS = (
         "svc_jax.adapt",
         "svc_jax.demo",
         "svc_jax.command_line",
+        "svc_jax.describe",
         "data_pipeline.prepare",
         "data_pipeline.embedded_dataset",
         "launch.*",

@@ -4,7 +4,6 @@ import functools
 from fractions import Fraction
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
@@ -17,6 +16,12 @@ from svc_jax import dsp
 
 SAMPLE_RATE = 16_000
 HOP = 64
+
+
+@functools.cache
+def compiled(function, **static):
+    """The jitted function, with arguments that are sizes and rates bound."""
+    return jax.jit(functools.partial(function, **static))
 
 
 def noise(num_samples, level=0.1, seed=0):
@@ -65,16 +70,17 @@ def with_garbage(rows, total, garbage=np.nan):
 # Framing.
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 3, 10, 257])
 @pytest.mark.parametrize(
-    ("left", "right"), [(0, 0), (3, 5), (10, 4), (100, 0), (7, 99)]
+    ("num_samples", "left", "right"),
+    [(1, 7, 99), (2, 3, 5), (3, 100, 0), (10, 9, 9), (10, 10, 4), (257, 0, 700)],
 )
 def test_reflect_pad_is_numpys_also_for_audio_shorter_than_the_padding(
     num_samples, left, right
 ):
     audio = np.stack([noise(num_samples, seed=seed) for seed in range(2)])
     expected = np.pad(audio, ((0, 0), (left, right)), mode="reflect")
-    np.testing.assert_array_equal(dsp.reflect_pad(audio, left, right), expected)
+    padded = compiled(dsp.reflect_pad, left=left, right=right)(audio)
+    np.testing.assert_array_equal(padded, expected)
 
 
 @settings(deadline=None, max_examples=25)
@@ -83,7 +89,7 @@ def test_reflect_pad_starts_where_a_padded_recording_ends(lengths):
     rows = [noise(n, seed=n) for n in lengths]
     audio, length = with_garbage(rows, 40)
     expected = [np.pad(row, (9, 31 + 40 - row.size), mode="reflect") for row in rows]
-    padded = dsp.reflect_pad(jnp.asarray(audio), 9, 31, jnp.asarray(length))
+    padded = compiled(dsp.reflect_pad, left=9, right=31)(audio, length=length)
     np.testing.assert_array_equal(padded, expected)
 
 
@@ -95,22 +101,23 @@ def test_frame_is_a_sliding_window(num_samples, frame_length, hop_length):
     audio = np.stack([noise(num_samples, seed=seed) for seed in range(2)])
     starts = range(0, num_samples - frame_length + 1, hop_length)
     expected = np.stack([audio[:, s : s + frame_length] for s in starts], axis=1)
-    frames = dsp.frame(audio, frame_length, hop_length)
-    np.testing.assert_array_equal(frames, expected)
+    cut = compiled(dsp.frame, frame_length=frame_length, hop_length=hop_length)
+    np.testing.assert_array_equal(cut(audio), expected)
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 22, 23, 24])  # of 23 frames
-@pytest.mark.parametrize("extra", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("block", "extra"), [(1, 0), (5, 0), (5, 3), (22, 1), (23, 0), (24, 3)]
+)
 def test_over_blocks_is_the_function_of_all_frames(block, extra):
     audio = np.stack([noise(10 + 22 * 4 + extra, seed=seed) for seed in range(2)])
-    starts = range(0, 22 * 4 + 1, 4)
+    starts = range(0, 22 * 4 + 1, 4)  # of 23 frames
     expected = np.stack([audio[:, s : s + 10] for s in starts], axis=1) * 2
 
     def function(frames):
         assert frames.shape[1] <= block or block >= 23  # all that is held at once
         return frames * 2
 
-    result = dsp.over_blocks(function, audio, 10, 4, block)
+    result = jax.jit(lambda x: dsp.over_blocks(function, x, 10, 4, block))(audio)
     np.testing.assert_array_equal(result, expected)
 
 
@@ -121,7 +128,7 @@ def test_over_blocks_is_the_function_of_all_frames(block, extra):
 def test_spectrogram_is_the_floored_magnitude_of_the_centred_stft(n_fft, hop_length):
     audio = np.stack([singing(5000), noise(5000, 1e-6)])
     expected = [np.abs(float64_stft(row, n_fft, hop_length)) for row in audio]
-    result = dsp.spectrogram(audio, n_fft, hop_length)
+    result = compiled(dsp.spectrogram, n_fft=n_fft, hop_length=hop_length)(audio)
     np.testing.assert_allclose(
         result, np.maximum(expected, np.sqrt(1e-7)), rtol=1e-4, atol=2e-5
     )
@@ -159,7 +166,7 @@ def float64_loudness(audio, hop_length):
     return level.mean(axis=1)[: audio.size // hop_length]
 
 
-jit_loudness = jax.jit(dsp.loudness_db, static_argnums=(1, 2))
+loudness_db = compiled(dsp.loudness_db, sample_rate=SAMPLE_RATE, hop_length=HOP)
 
 
 FLOOR = 10 ** (-90 / 20)  # noise of -90 dBFS
@@ -188,7 +195,7 @@ FLOOR = 10 ** (-90 / 20)  # noise of -90 dBFS
     ],
 )
 def test_loudness_in_float32_is_that_in_float64(audio, tolerance_db):
-    result = jit_loudness(audio[None], SAMPLE_RATE, HOP)[0]
+    result = loudness_db(audio[None])[0]
     assert result.shape == (150,)
     expected = float64_loudness(audio, HOP)
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance_db)
@@ -196,21 +203,23 @@ def test_loudness_in_float32_is_that_in_float64(audio, tolerance_db):
 
 def test_loudness_of_silence_is_its_floor():
     silence = np.zeros((1, 640), np.float32)
-    np.testing.assert_array_equal(jit_loudness(silence, SAMPLE_RATE, HOP), -120.0)
+    np.testing.assert_array_equal(loudness_db(silence), -120.0)
 
 
 def test_loudness_follows_gain_decibel_for_decibel():
     audio = noise(4800, 1.0)[None]  # every bin far above the floor
-    before, after = (jit_loudness(g * audio, SAMPLE_RATE, HOP) for g in (1, 4))
+    before, after = (loudness_db(g * audio) for g in (1, 4))
     np.testing.assert_allclose(after - before, 20 * np.log10(4), atol=1e-4)
 
 
 def test_loudness_is_the_same_across_the_blocks_it_is_computed_in():
     hop_length = 8
     audio = singing(hop_length * (dsp.LOUDNESS_BLOCK + 30))
-    result = jit_loudness(audio[None], SAMPLE_RATE, hop_length)[0]
+    result = compiled(dsp.loudness_db, sample_rate=SAMPLE_RATE, hop_length=hop_length)(
+        audio[None]
+    )
     expected = float64_loudness(audio, hop_length)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=0.01)
+    np.testing.assert_allclose(result[0], expected, rtol=0, atol=0.01)
 
 
 # Sine excitation.
@@ -239,7 +248,7 @@ def test_loudness_is_the_same_across_the_blocks_it_is_computed_in():
     ],
 )
 def test_f0_at_the_sample_rate_never_crosses_an_edge(f0_hz, hop_length, expected):
-    result = dsp.sample_f0(np.float32([f0_hz]), hop_length)
+    result = compiled(dsp.sample_f0, hop_length=hop_length)(np.float32([f0_hz]))
     np.testing.assert_allclose(result, [expected], rtol=1e-6)
 
 
@@ -247,7 +256,7 @@ def test_f0_on_crepes_grid_moves_to_ours_by_hand():
     # At 0, 64, ..., 832 samples, of frames at 0, 160, 320, 480, 640.
     f0_hz = np.float32([[100, 260, 0, 0, 320]])
     expected = [100, 164, 228, 260, 0, 0, 0, 0, 0, 320, 320, 320, 320, 320]
-    result = dsp.interpolate_f0(f0_hz, 160, 64, 14)
+    result = compiled(dsp.interpolate_f0, hop_in=160, hop_out=64, num_out=14)(f0_hz)
     np.testing.assert_allclose(result, [expected], rtol=1e-6)
 
 
@@ -258,7 +267,8 @@ def test_f0_on_crepes_grid_moves_to_ours_by_hand():
     )
 )
 def test_interpolated_f0_stays_between_its_voiced_neighbours(f0_hz):
-    result = np.asarray(dsp.interpolate_f0(np.float32([f0_hz]), 160, 64, 30))[0]
+    move = compiled(dsp.interpolate_f0, hop_in=160, hop_out=64, num_out=30)
+    result = np.asarray(move(np.float32([f0_hz])))[0]
     for index, value in enumerate(result):
         position = index * 64 / 160
         left, right = (f0_hz[min(int(position) + k, 11)] for k in (0, 1))
@@ -269,26 +279,18 @@ def test_interpolated_f0_stays_between_its_voiced_neighbours(f0_hz):
         assert low * (1 - 1e-6) <= value <= high * (1 + 1e-6)
 
 
-@functools.cache
-def waveform(hop_length=HOP, num_harmonics=0):
-    """`sine_excitation`, compiled."""
-    return jax.jit(
-        functools.partial(
-            dsp.sine_excitation,
-            sample_rate=SAMPLE_RATE,
-            hop_length=hop_length,
-            num_harmonics=num_harmonics,
-        )
-    )
-
-
-def excite(f0_hz, normal=None, turns=0.0, **settings):
+def excite(f0_hz, normal=None, turns=0.0, hop_length=HOP, num_harmonics=0):
     """`sine_excitation` of one f0_hz [T], by default without noise: [N, 1 + H]."""
-    f0_hz = np.float32(f0_hz)[None]
-    num_samples = f0_hz.size * settings.get("hop_length", HOP)
-    normal = np.zeros(num_samples, np.float32) if normal is None else normal
-    phase = np.float32([turns])
-    return np.asarray(waveform(**settings)(f0_hz, normal[None], phase)[0], np.float64)
+    function = compiled(
+        dsp.sine_excitation,
+        sample_rate=SAMPLE_RATE,
+        hop_length=hop_length,
+        num_harmonics=num_harmonics,
+    )
+    f0_hz = np.float32(f0_hz)
+    normal = np.zeros(f0_hz.size * hop_length) if normal is None else normal
+    result = function(f0_hz[None], np.float32(normal)[None], np.float32([turns]))
+    return np.asarray(result[0], np.float64)
 
 
 @pytest.mark.parametrize("hz", [32, 55.5, 440, 1318.51, 2000])
@@ -466,22 +468,22 @@ def test_mel_filters_are_slaneys():
     ids=["singing", "tone", "faint", "silence", "loud and faint", "short", "sample"],
 )
 def test_mfccs_are_librosas(audio):
-    result = np.asarray(dsp.mfcc(audio[None]))[0]
+    result = compiled(dsp.mfcc)(audio[None])[0]
     assert result.shape == (1 + audio.size // 160, 13)
-    np.testing.assert_allclose(result, float64_mfcc(audio), rtol=1e-4, atol=2e-2)
+    np.testing.assert_allclose(result, float64_mfcc(audio), rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 8, 9, 10, 17, 60])
+@pytest.mark.parametrize("num_frames", [1, 8, 9, 10, 60])
 def test_deltas_are_savitzky_and_golays(num_frames):
     coefficients = noise(num_frames * 13, 20.0).reshape(num_frames, 13)
-    result = dsp.deltas(coefficients[None])[0]
+    result = compiled(dsp.deltas)(coefficients[None])[0]
     np.testing.assert_allclose(result, float64_deltas(coefficients), atol=1e-4)
 
 
 def test_each_block_is_normalised_by_its_own_mean_and_deviation():
     blocks = noise(2 * 40 * 3 * 13, 5.0).reshape(2, 40, 3, 13)
     blocks += np.float32([-300, 7, 0]).reshape(1, 1, 3, 1)
-    stats = dsp.mfcc_stats(blocks)
+    stats = compiled(dsp.mfcc_stats)(blocks)
     expected = np.stack(
         [blocks.astype(np.float64).mean((1, 3)), blocks.astype(np.float64).std((1, 3))],
         axis=-1,
@@ -509,7 +511,7 @@ def assert_alone_as_in_batch(function, rows, grid, count, tolerance):
     """
     total = max(map(len, rows)) + 3 * grid
     batches = [with_garbage(rows, total, g) for g in (0.0, 1e3)]
-    silent, loud = (np.asarray(function(*map(jnp.asarray, b))) for b in batches)
+    silent, loud = (np.asarray(function(*batch)) for batch in batches)
     for index, row in enumerate(rows):
         real = count(len(row))
         np.testing.assert_array_equal(silent[index, :real], loud[index, :real])
@@ -520,7 +522,7 @@ def assert_alone_as_in_batch(function, rows, grid, count, tolerance):
 
 def test_the_loudness_of_a_padded_recording_is_that_of_itself():
     assert_alone_as_in_batch(
-        lambda audio, length: jit_loudness(audio, SAMPLE_RATE, HOP, length),
+        lambda audio, length: loudness_db(audio, length=length),
         [singing(n) for n in (320, 640, 3200, 4800)],
         320,
         lambda n: n // HOP,
@@ -533,7 +535,7 @@ def test_the_mfccs_of_a_padded_recording_are_those_of_itself():
     rows = [singing(n) for n in (320, 640, 4800)]
     rows.append(noise(3200, 1.0) * np.repeat(np.float32([1, 1e-7]), 1600))
     assert_alone_as_in_batch(
-        jax.jit(dsp.mfcc),
+        compiled(dsp.mfcc),
         rows,
         320,
         lambda n: 1 + n // 160,
@@ -545,10 +547,12 @@ def test_the_mfccs_of_a_padded_recording_are_those_of_itself():
 @given(st.lists(st.integers(1, 40), min_size=4, max_size=4))
 def test_the_deltas_of_a_padded_recording_are_those_of_itself(counts):
     rows = [noise(n * 13, 20.0, seed=n).reshape(n, 13) for n in counts]
-    mfcc, num_frames = map(jnp.asarray, with_garbage(rows, 40, 1e3))
-    blocks = dsp.deltas(mfcc, num_frames)
-    stats = dsp.mfcc_stats(blocks, num_frames)
-    for row, of_row, its_stats in zip(rows, blocks, stats, strict=True):
+    mfcc, num_frames = with_garbage(rows, 40, 1e3)
+    blocks = compiled(dsp.deltas)(mfcc, num_frames=num_frames)
+    stats = compiled(dsp.mfcc_stats)(blocks, num_frames=num_frames)
+    for row, of_row, its_stats in zip(
+        rows, np.asarray(blocks), np.asarray(stats), strict=True
+    ):
         expected = float64_deltas(row)
         np.testing.assert_allclose(of_row[: len(row)], expected, atol=1e-4)
         moments = np.stack([expected.mean((0, 2)), expected.std((0, 2))], axis=-1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from svc_jax.models.layers import Conv
+from svc_jax.models.layers import Conv, receptive_field
 
 
 class WaveNetDiscriminator(nn.Module):
@@ -25,3 +25,7 @@ class WaveNetDiscriminator(nn.Module):
             maps.append(x)
         logits = Conv(1, self.kernel_size, self.dilations[-1], name="output")(x)
         return [*maps, logits]
+
+    def receptive_field(self) -> int:
+        """How many samples a score depends on."""
+        return receptive_field(self.kernel_size, self.dilations)

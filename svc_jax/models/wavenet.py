@@ -114,6 +114,20 @@ class WaveNetGenerator(nn.Module):
             noise.z[..., None], jnp.concatenate(condition, axis=-1), voice
         )
 
+    def parts(self) -> dict[str, tuple[float, int]]:
+        """Of each part, the rate in Hz and the receptive field in samples of audio."""
+
+        def stack(hop_length, dilations):
+            reach = receptive_field(self.kernel_size, dilations)
+            return self.sample_rate / hop_length, reach * hop_length
+
+        return {
+            "loudness_context": stack(self.hop_length, self.loudness_dilations),
+            "asr_context": stack(math.prod(self.asr_factors), self.asr_dilations),
+            "sine_context": stack(1, self.sine_dilations),
+            "wavenet": stack(1, self.dilations),
+        }
+
     def context_samples(self) -> int:
         """How far, in samples to each side, an output sample depends on its input."""
 
