@@ -80,6 +80,15 @@ class Records:
         return self._features.deserialize_example(tf.reshape(raw, ()))
 
 
+def eval_split(data_dir) -> str:
+    """`validation`, or `train` where a dataset of single recordings has none, said."""
+    files = pathlib.Path(data_dir).glob(f"{schema.NAME}-validation.tfrecord-*")
+    if any(path.stat().st_size for path in files):
+        return "validation"
+    print("note: no recording is kept for validation; the training ones are used.")
+    return "train"
+
+
 def check_card(card: schema.Card, geometry: FrameGeometry, asr_size: int):
     """Raises UserError unless a dataset fits the config; says both values."""
     wanted = {

@@ -33,8 +33,9 @@ def find_sources(folder, valid: float) -> list[Source]:
 
     Args:
       folder: DIR/<singer>/**/*.
-      valid: share for validation; at least one of a singer's recordings where it has
-        two or more. Chosen by a hash of the name: adding recordings moves few.
+      valid: share for validation; unless it is 0, at least one of a singer's
+        recordings, but never all. Chosen by a hash of the name: adding recordings
+        moves few.
 
     Raises:
       UserError: if there is no folder, no singer, or a singer without audio.
@@ -61,8 +62,8 @@ def find_sources(folder, valid: float) -> list[Source]:
             )
         names = {p: p.relative_to(folder).as_posix() for p in paths}
         ranked = sorted(paths, key=lambda p: _rank(names[p]))
-        num_valid = max(round(valid * len(paths)), 1) if len(paths) > 1 and valid else 0
-        held_out = set(ranked[:num_valid])
+        num_valid = max(round(valid * len(paths)), 1) if valid else 0
+        held_out = set(ranked[: min(num_valid, len(paths) - 1)])
         sources += [
             Source(p, singer.name, names[p], "validation" if p in held_out else "train")
             for p in paths
@@ -246,10 +247,11 @@ def prepare(
     from svc_jax.errors import UserError
     from svc_jax.features import FrozenParams
 
-    output = pathlib.Path(output_dir)
-    if output.exists() and any(output.iterdir()):
+    output = pathlib.Path(output_dir).absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(
-            f"{output}: exists and is not empty; remove it or name another --output."
+            f"{output_dir}: exists and is not empty; remove it or name another"
+            " --output."
         )
     sources = find_sources(input_dir, valid)
     extractor, found = frozen_networks(f0, f0_hop, wav2letter_path, asr_layer)
@@ -261,7 +263,7 @@ def prepare(
     names = sorted({source.singer for source in sources})
     voiced = {name: [] for name in names}
     minutes = dict.fromkeys(names, 0.0)
-    refused = []
+    refused = {}  # Source -> why
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -272,7 +274,7 @@ def prepare(
             try:
                 audio = audio_files.read(source.path, geometry.sample_rate).audio
             except UserError as error:
-                refused.append(str(error))
+                refused[source] = str(error)
                 continue
             seconds += audio.size / geometry.sample_rate
             minutes[source.singer] += audio.size / geometry.sample_rate / 60
@@ -292,15 +294,18 @@ def prepare(
             rate = seconds / max(bar.format_dict["elapsed"], 1e-3)
             bar.set_postfix_str(f"{rate:.1f} h of audio per hour")
     writer.close_all()
-    unusable = [name for name in names if not voiced[name]]
-    if unusable:
+    try:
+        for name in names:
+            if not voiced[name]:
+                why = next(refused[s] for s in refused if s.singer == name)
+                raise UserError(f"singer {name!r}: no recording is usable ({why})")
+        singers = describe_singers(voiced, minutes)
+    except UserError:
         shutil.rmtree(partial)
-        raise UserError(
-            f"singer {unusable[0]!r}: none of the recordings is usable ({refused[0]})"
-        )
+        raise
     pitch = found.get("crepe")
     card = schema.Card(
-        singers=describe_singers(voiced, minutes),
+        singers=singers,
         sample_rate=geometry.sample_rate,
         hop_length=geometry.hop_length,
         asr_hop_length=geometry.asr_hop_length,
@@ -321,7 +326,7 @@ def prepare(
     if output.exists():
         output.rmdir()
     partial.rename(output)
-    return refused
+    return list(refused.values())
 
 
 def main(_, flags):
@@ -365,7 +370,10 @@ def define_flags():
         "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
     )
     flags.DEFINE_integer(
-        "f0_hop", 160, "Samples between two estimates of pitch; 64 is the exact grid."
+        "f0_hop",
+        160,
+        "Samples between two estimates of pitch; 64 is the exact grid.",
+        lower_bound=1,
     )
     flags.DEFINE_string(
         "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."
@@ -373,7 +381,13 @@ def define_flags():
     flags.DEFINE_enum(
         "asr_layer", "wide", ["hidden", "wide", "logits"], "Whose activations are kept."
     )
-    flags.DEFINE_float("valid", 0.05, "Share of recordings kept for validation.")
+    flags.DEFINE_float(
+        "valid",
+        0.05,
+        "Share of recordings kept for validation.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
 
 
 def run():

@@ -78,22 +78,28 @@ class Card:
         """Reads the card of a dataset, workdir or model.
 
         Raises:
-          UserError: if there is none, or it is of a newer version.
+          UserError: if there is none, or it is damaged or of a newer version.
         """
         path = pathlib.Path(folder) / CARD
         if not path.is_file():
             raise UserError(
-                f"{folder}: no {CARD}, so no dataset; make one with"
-                f" python -m data_pipeline.prepare --output {folder}"
+                f"{folder}: no {CARD}, so neither dataset nor model; make a dataset"
+                " with python -m data_pipeline.prepare."
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if int(values["version"].split(".")[0]) > int(VERSION.split(".")[0]):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["version"]
+            is_newer = int(version.split(".")[0]) > int(VERSION.split(".")[0])
+            if not is_newer:
+                singers = tuple(Singer(**singer) for singer in values.pop("singers"))
+                return cls(singers=singers, **values)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path}: version {values['version']} is newer than {VERSION}; update"
-                " svc_jax."
-            )
-        singers = tuple(Singer(**singer) for singer in values.pop("singers"))
-        return cls(singers=singers, **values)
+                f"{path}: damaged ({error}); make the dataset or the model again."
+            ) from error
+        raise UserError(
+            f"{path}: version {version} is newer than {VERSION}; update svc_jax."
+        )
 
     def singer_id(self, name: str) -> int:
         """Raises UserError that lists the known singers if the name is none of them."""

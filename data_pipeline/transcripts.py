@@ -35,7 +35,7 @@ def read_table(path) -> list[dict[str, str]]:
     """Rows of a tab-separated table with the columns path, split, speaker, text[, phones].
 
     Raises:
-      UserError: if it is missing or lacks a column.
+      UserError: if it is missing, lacks a column, or a line lacks a cell.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -50,11 +50,31 @@ def read_table(path) -> list[dict[str, str]]:
             f"{path}: lacks the columns {', '.join(sorted(missing))}; its first line"
             " must name path, split, speaker, text (and phones)."
         )
-    return [dict(zip(header, line.split("\t"), strict=True)) for line in lines[1:]]
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}: line {number} has {len(cells)} cells, the first line"
+                f" {len(header)}; separate them by one tab each."
+            )
+        rows.append(dict(zip(header, cells, strict=True)))
+    return rows
 
 
 def tokens(row: dict[str, str], unit: str) -> list[str]:
-    """The labels of a row: its `phones`, or the `letters` of its text."""
+    """The labels of a row: its `phones`, or the `letters` of its text.
+
+    Raises:
+      UserError: if there are no phones, or for another unit.
+    """
+    if unit not in ("phones", "letters"):
+        raise UserError(f"config.data.unit is {unit!r}; choose phones or letters.")
+    if unit == "phones" and "phones" not in row:
+        raise UserError(
+            "the table of transcripts has no column phones; add it, or choose"
+            " --config.data.unit=letters."
+        )
     return row["phones"].split() if unit == "phones" else list(row["text"].lower())
 
 

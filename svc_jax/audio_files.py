@@ -34,13 +34,15 @@ class Recording:
 
 def find(folder) -> list[pathlib.Path]:
     """Audio files below a folder, sorted, by their extensions; hidden files are not."""
-    found = pathlib.Path(folder).rglob("*")
+    folder = pathlib.Path(folder)
+
+    def is_hidden(path):
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
     return sorted(
         path
-        for path in found
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not path.name.startswith(".")
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and path.is_file() and not is_hidden(path)
     )
 
 
@@ -63,10 +65,13 @@ def read(path, sample_rate: int) -> Recording:
         with soundfile.SoundFile(path) as file:
             source_rate, subtype = file.samplerate, file.subtype
             audio = file.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    # TypeError: raw samples, whose rate is not known.
+    except (soundfile.LibsndfileError, TypeError) as error:
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty; record it again.") from error
         raise UserError(
-            f"{path}: not readable as audio ({error.error_string.rstrip('.')});"
-            " convert it to wav or flac."
+            f"{path}: not readable as audio ({_reason(error)}); convert it to wav or"
+            " flac."
         ) from error
     if not audio.size:
         raise UserError(f"{path}: holds no samples; record it again.")
@@ -78,6 +83,10 @@ def read(path, sample_rate: int) -> Recording:
     if not audio.any():
         raise UserError(f"{path}: every sample is zero; there is nothing to convert.")
     mono, changes = to_mono(audio, source_rate, sample_rate)
+    if not mono.any():
+        raise UserError(
+            f"{path}: its {audio.shape[1]} channels cancel each other; export one."
+        )
     return Recording(mono, sample_rate, source_rate, len(audio), subtype, changes)
 
 
@@ -98,10 +107,13 @@ def to_mono(audio, source_rate: int, sample_rate: int):
 
 
 def resample(audio, source_rate: int, sample_rate: int) -> np.ndarray:
-    """Band-limited resampling by soxr, float32 [N] -> [N']."""
+    """Band-limited resampling by soxr, float32 [N] -> [N * ratio, rounded, >= 1]."""
     import soxr
 
-    return soxr.resample(audio, source_rate, sample_rate, quality="VHQ")
+    num_samples = max(1, round(audio.size * sample_rate / source_rate))
+    # Silence after the end, for soxr leaves out a last sample, or the only one.
+    padded = np.pad(audio, (0, 2 * -(-source_rate // sample_rate)))
+    return soxr.resample(padded, source_rate, sample_rate, quality="VHQ")[:num_samples]
 
 
 def write(path, audio, sample_rate: int, subtype: str | None = None):
@@ -111,10 +123,11 @@ def write(path, audio, sample_rate: int, subtype: str | None = None):
       path: its extension names the format.
       audio: float32 [N].
       sample_rate: in Hz.
-      subtype: sample format; where the format has no such one, its default.
+      subtype: sample format, kept if it holds samples as they are and the format has
+        it; else the format's default.
 
     Raises:
-      UserError: if the format is unknown.
+      UserError: if the format is unknown, or the place cannot be written to.
     """
     import soundfile
 
@@ -123,9 +136,31 @@ def write(path, audio, sample_rate: int, subtype: str | None = None):
     container = {"AIF": "AIFF", "OPUS": "OGG"}.get(extension, extension)
     if container not in soundfile.available_formats():
         raise UserError(f"{path}: no audio format is named {extension}; write .wav.")
-    if subtype is None or not soundfile.check_format(container, subtype):
+    # A wav may hold MP3 or ADPCM, but nobody who asks for a wav wants that.
+    lossless = subtype is not None and subtype.startswith(("PCM_", "FLOAT", "DOUBLE"))
+    if extension == "OPUS":
+        subtype = "OPUS"
+    elif not (lossless and soundfile.check_format(container, subtype)):
         subtype = soundfile.default_subtype(container)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    soundfile.write(partial, audio, sample_rate, subtype=subtype, format=container)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            soundfile.write(
+                partial, audio, sample_rate, subtype=subtype, format=container
+            )
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({_reason(error)}); name another --output."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What soundfile or the system says, without the path and the full stop."""
+    for attribute in ("error_string", "strerror"):
+        if said := getattr(error, attribute, None):
+            return said.rstrip(".")
+    return str(error)

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import flax.linen as nn
+from flax import traverse_util
 
 from svc_jax import weight_files
 from svc_jax.errors import UserError
@@ -68,10 +69,37 @@ def load(path) -> Model:
     exported = path / PARAMS
     if exported.exists():
         params, _ = weight_files.read_safetensors(exported, "generator")
+        _check_params(exported, params, generator, extractor)
     else:
         params = _newest_params(path, config, generator, extractor)
     frozen = FrozenParams(crepe and crepe.params, wav2letter.params)
     return Model(generator, params, extractor, frozen, card, config)
+
+
+def _check_params(path, params, generator, extractor):
+    """Raises UserError unless parameters are those of the generator, and finite."""
+    import jax
+    import numpy as np
+
+    from svc_jax import steps
+
+    init = functools.partial(steps.init_generator, generator, extractor)
+    expected = traverse_util.flatten_dict(
+        jax.eval_shape(init, jax.random.key(0)), sep="/"
+    )
+    found = traverse_util.flatten_dict(params, sep="/")
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, given = (
+            tree[name].shape if name in tree else "nothing"
+            for tree in (expected, found)
+        )
+        if wanted != given:
+            raise UserError(
+                f"{path}: {name} is {given}, but {wanted} by config.json and"
+                " singers.json; export the model again."
+            )
+        if not np.isfinite(found[name]).all():
+            raise UserError(f"{path}: {name} holds NaN; train and export again.")
 
 
 def _newest_params(workdir, config, generator, extractor):
@@ -80,6 +108,11 @@ def _newest_params(workdir, config, generator, extractor):
 
     from svc_jax import builders, checkpoints, steps
 
+    nothing = UserError(
+        f"{workdir}: holds neither {PARAMS} nor a checkpoint; train, or export again."
+    )
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise nothing
     discriminator = builders.discriminator(config)
     networks = steps.Networks(generator, discriminator, extractor)
     optimizers = builders.run_optimizers(config)
@@ -87,7 +120,7 @@ def _newest_params(workdir, config, generator, extractor):
     abstract = jax.eval_shape(init, jax.random.key(0))
     with checkpoints.manager(workdir, keep=None) as manager:
         if manager.latest_step() is None:
-            raise UserError(f"{workdir}: holds no checkpoint yet; train first.")
+            raise nothing
         return checkpoints.restore(manager, abstract).ema_params
 
 

@@ -9,6 +9,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
 
+from svc_jax import sharding
 from svc_jax.errors import UserError
 
 # Keys that may change between two starts of one run: they change what is written or
@@ -51,6 +52,25 @@ def restore(checkpoints: ocp.CheckpointManager, abstract_state, shardings=None):
     )
     step = checkpoints.latest_step()
     return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def begin(checkpoints: ocp.CheckpointManager, init, rng, mesh):
+    """The newest checkpoint of a run, or a fresh state, born sharded.
+
+    Args:
+      checkpoints: from `manager`.
+      init: rng -> state.
+      rng: key for a fresh state.
+      mesh: where it is to live.
+
+    Returns:
+      (state, shardings of its leaves).
+    """
+    abstract = jax.eval_shape(init, rng)
+    shardings = sharding.state_shardings(abstract, mesh)
+    if checkpoints.latest_step() is None:
+        return jax.jit(init, out_shardings=shardings)(rng), shardings
+    return restore(checkpoints, abstract, shardings), shardings
 
 
 def _flatten(config: dict, prefix: str = "") -> dict:
@@ -100,9 +120,12 @@ def load_config(workdir) -> ml_collections.ConfigDict:
     """The config of the run in a workdir.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or it is damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: no config.json, so no trained model; train first.")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it.") from error

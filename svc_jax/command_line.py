@@ -1,5 +1,6 @@
 """What every entry point shares: help, one-line errors, exit codes."""
 
+import re
 import sys
 
 from absl import app, flags, logging
@@ -42,12 +43,36 @@ def run(main, define_flags, description: str):
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            print(f"error: {error}; see --help.", file=sys.stderr)
+            rest = flags.FLAGS(argv)
+            if "config" in flags.FLAGS:
+                # A file that could not be read raises only when it is looked into.
+                flags.FLAGS.config.lock()
+            return rest
+        except (flags.Error, AttributeError, KeyError, OSError) as error:
+            print(f"error: {one_line(error)}; see --help.", file=sys.stderr)
             sys.exit(2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong with the flags, without tracebacks and repetitions."""
+    text = str(error).strip().rstrip(".")
+    if isinstance(error, AttributeError | KeyError):
+        # Of ml_collections: a key quoted and escaped, perhaps with a suggestion.
+        said = re.sub(r"[\\'\"]", "", text.replace("\\n", " "))
+        said = " ".join(said.split()).replace(" Did", "; did")
+        return f"--config: unknown name: {said}"
+    if isinstance(error, OSError):
+        said = text.rpartition("failure to load: ")[2].splitlines()[-1].strip()
+        return "--config: " + re.sub(r"^\[Errno \d+\] ", "", said)
+    flag, is_from_file, trace = text.partition(": Error whilst parsing config file:")
+    if is_from_file:
+        return f"{flag}: {trace.splitlines()[-1].partition(': ')[2]}"
+    missing = re.findall(r"^flag --(\w+)=None: Flag", text, re.MULTILINE)
+    if missing:
+        return " and ".join(f"--{name}" for name in missing) + " must be given"
+    return " ".join(text.split())
 
 
 def help_text(description: str, names: list[str]) -> str:
@@ -55,10 +80,6 @@ def help_text(description: str, names: list[str]) -> str:
     lines = [description.strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
-        if isinstance(flag, flags.EnumFlag):
-            values = f" ({', '.join(flag.parser.enum_values)})"
-        else:
-            values = ""
         default = "" if flag.default is None else f" [{flag.default}]"
-        lines.append(f"  --{name}{default}{values}\n      {flag.help}")
+        lines.append(f"  --{name}{default}\n      {flag.help}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ def output_paths(inputs, output) -> list[pathlib.Path]:
     """Where each result goes: the named file for one input, else files in a folder.
 
     Raises:
-      UserError: if two results would have one name.
+      UserError: if two results would have one name, or that of an input.
     """
     from svc_jax import audio_files
     from svc_jax.errors import UserError
@@ -23,12 +23,20 @@ def output_paths(inputs, output) -> list[pathlib.Path]:
     output = pathlib.Path(output)
     if output.suffix.lower() in audio_files.EXTENSIONS and not output.is_dir():
         if len(inputs) > 1:
-            raise UserError(f"--output {output}: a file, but {len(inputs)} inputs.")
-        return [output]
-    paths = [output / pathlib.Path(path).with_suffix(".wav").name for path in inputs]
+            raise UserError(
+                f"--output {output}: a file, but {len(inputs)} inputs; name a folder."
+            )
+        paths = [output]
+    else:
+        names = [pathlib.Path(path).with_suffix(".wav").name for path in inputs]
+        paths = [output / name for name in names]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UserError(f"{twice}: two inputs would be written there; rename one.")
+    originals = {pathlib.Path(path).resolve() for path in inputs}
+    for path in paths:
+        if path.resolve() in originals:
+            raise UserError(f"{path}: is an input; name another --output.")
     return paths
 
 
@@ -43,12 +51,16 @@ def main(argv, flags):
             "name a voice by --singer NAME, or a mixture by --mix A:0.5,B:0.5."
         )
 
+    import numpy as np
+
     from svc_jax import audio_files, bundles, synthesis
 
     paths = output_paths(inputs, flags.output)
     model = bundles.load(flags.model)
-    mix = synthesis.parse_mix(flags.mix) if flags.mix else {flags.singer: 1.0}
-    synthesis.voice_of(model, mix)  # an unknown singer is refused before any work
+    # What cannot be sung is refused before any work.
+    mix = {flags.singer: 1.0} if flags.mix is None else synthesis.parse_mix(flags.mix)
+    synthesis.voice_of(model, mix)
+    synthesis.transposition(flags.transpose, np.ones(1), 1.0)
     sample_rate = model.extractor.geometry.sample_rate
     for source, path in zip(inputs, paths, strict=True):
         recording = audio_files.read(source, sample_rate)

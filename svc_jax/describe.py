@@ -20,7 +20,7 @@ def multiply_adds(jaxpr) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
 
-    def visit(jaxpr):
+    def visit(jaxpr, times=1):
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             if name == "conv_general_dilated":
@@ -35,14 +35,16 @@ def multiply_adds(jaxpr) -> dict[str, int]:
                     left[axis] for axis in contracted
                 )
             else:
+                # What a loop repeats stands in it once.
+                repeats = equation.params["length"] if name == "scan" else 1
                 for value in equation.params.values():
                     if isinstance(value, jax.extend.core.ClosedJaxpr):
-                        visit(value.jaxpr)
+                        visit(value.jaxpr, times * repeats)
                 continue
             scopes = str(equation.source_info.name_stack).split("/")
             # The first scope is the module itself, the second its part.
             part = scopes[1] if len(scopes) > 1 else ""
-            counts[part] = counts.get(part, 0) + count
+            counts[part] = counts.get(part, 0) + times * count
 
     visit(jaxpr.jaxpr)
     return counts

@@ -270,16 +270,26 @@ def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
     Returns:
       [B, T] in turns, [0, 1).
     """
-    mean_hz = _running_hz(f0_hz, hop_length)[..., -1] / hop_length
-    # mean_hz * hop / sample_rate turns, in units of 2^-32: the whole Hz exactly.
+    left, right, left_voiced, right_voiced = _edges(f0_hz)
     scale = 2**32 * hop_length / sample_rate
-    scale_whole, scale_rest = int(scale), scale - int(scale)
-    whole_hz = jnp.floor(mean_hz)
-    rest = whole_hz * scale_rest + (mean_hz - whole_hz) * scale
-    advance = whole_hz.astype(jnp.uint32) * jnp.uint32(scale_whole % 2**32)
-    advance = advance + jnp.round(rest).astype(jnp.uint32)
+    # Shares of the two ends in an interval's sum, between voiced frames and at an edge.
+    late = (hop_length - 1) / (2 * hop_length)
+    half = -(-hop_length // 2) / hop_length
+    advance = jnp.where(
+        left_voiced & right_voiced,
+        _units(left, scale * (1 - late)) + _units(right, scale * late),
+        _units(left, scale * half) + _units(right, scale * (1 - half)),
+    )
     start = jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance
     return start.astype(jnp.float32) * 2.0**-32
+
+
+def _units(hz, scale: float):
+    """round(hz * scale) modulo 2^32 within 1, uint32; hz in float32 is too coarse."""
+    whole = jnp.floor(hz)
+    rest = whole * (scale - int(scale)) + (hz - whole) * scale
+    whole_units = whole.astype(jnp.uint32) * jnp.uint32(int(scale) % 2**32)
+    return whole_units + jnp.round(rest).astype(jnp.uint32)
 
 
 def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):

@@ -7,6 +7,7 @@ against the f0 it was asked for, both heard by the model's own pitch tracker. Re
 REPORT/report.json and the converted files.
 """
 
+import os
 import pathlib
 
 from svc_jax import command_line
@@ -19,11 +20,15 @@ def evaluate(model, sources, singers, output, transpose: str = "mean") -> list[d
       model: bundles.Model.
       sources: paths of recordings.
       singers: names.
-      output: folder; gets <singer>/<source>.wav.
+      output: folder; gets <singer>/<source>.wav, with the folders of the sources.
       transpose: see synthesis.transposition.
 
     Returns:
-      One dict per conversion: source, singer, vde, ffe, f0_cents.
+      One dict per conversion: source, singer, vde, ffe, f0_cents; None for the last
+      one where source and result are nowhere voiced together.
+
+    Raises:
+      UserError: for a bad recording, or two whose results would have one name.
     """
     import numpy as np
     from tqdm import tqdm
@@ -32,31 +37,54 @@ def evaluate(model, sources, singers, output, transpose: str = "mean") -> list[d
 
     sample_rate = model.extractor.geometry.sample_rate
     rows = []
+    names = result_names(sources)
     pairs = [(source, singer) for source in sources for singer in singers]
     for source, singer in tqdm(pairs, unit="song", disable=None):
         recording = audio_files.read(source, sample_rate)
         audio, asked = synthesis.convert(
             model, recording.audio, {singer: 1.0}, transpose=transpose
         )
-        path = pathlib.Path(output) / singer / f"{pathlib.Path(source).stem}.wav"
+        path = pathlib.Path(output) / singer / names[source]
         audio_files.write(path, np.clip(audio, -1, 1), sample_rate)
         heard = model.extractor.extract_recordings(model.frozen, [audio])[0]
         measured = measures.f0_measures(heard.features.f0_hz, asked.f0_hz)
+        if np.isnan(measured["f0_cents"]):
+            measured["f0_cents"] = None  # JSON knows no NaN
         rows.append({"source": str(source), "singer": singer, **measured})
     return rows
 
 
+def result_names(sources) -> dict:
+    """For each source the name of its results: as below the folder of all, but .wav.
+
+    Raises:
+      UserError: if two would have one name.
+    """
+    from svc_jax.errors import UserError
+
+    folder = os.path.commonpath([pathlib.Path(source).parent for source in sources])
+    names = {}
+    for source in sources:
+        name = pathlib.Path(source).relative_to(folder).with_suffix(".wav")
+        if name in names.values():
+            raise UserError(f"{source}: its results would be those of another {name}.")
+        names[source] = name
+    return names
+
+
 def summarize(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Means over conversions, for each singer and for all."""
-    import numpy as np
+    """Means over conversions, for each singer and for all; None where there is none."""
+
+    def mean(values):
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
 
     groups = {"all": rows}
     for row in rows:
         groups.setdefault(row["singer"], []).append(row)
     return {
         name: {
-            key: float(np.nanmean([row[key] for row in group]))
-            for key in ("vde", "ffe", "f0_cents")
+            key: mean(row[key] for row in group) for key in ("vde", "ffe", "f0_cents")
         }
         for name, group in groups.items()
     }
@@ -81,9 +109,10 @@ def main(_, flags):
     )
     print(f"{'singer':20s} {'VDE':>7s} {'FFE':>7s} {'f0 error':>10s}")
     for name, values in summary.items():
+        cents = values["f0_cents"]
         print(
             f"{name:20s} {values['vde']:7.1%} {values['ffe']:7.1%}"
-            f" {values['f0_cents']:4.0f} cents"
+            + (" no pitch" if cents is None else f" {cents:4.0f} cents")
         )
 
 

@@ -18,6 +18,7 @@ class Writer:
 
     def __init__(self, workdir):
         self._active = jax.process_index() == 0
+        self.newest_losses: dict[str, str] = {}
         if self._active:
             from tensorboardX import SummaryWriter
 
@@ -31,6 +32,9 @@ class Writer:
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
+        for name, value in values.items():
+            if name.startswith("loss/"):
+                self.newest_losses[name.removeprefix("loss/")] = f"{value:.3f}"
         self._lines.write(json.dumps({"step": step, "time": time.time(), **values}))
         self._lines.write("\n")
         self._lines.flush()
@@ -47,7 +51,10 @@ class Writer:
             f"spectrogram/{name}", spectrogram_image(audio), step, dataformats="HWC"
         )
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         if self._active:
             self._lines.close()
             self._board.close()
@@ -60,20 +67,40 @@ def check_finite(step: int, values: dict[str, float]):
             raise FloatingPointError(f"{name} is {value} at step {step}.")
 
 
-def progress(num_steps: int, first_step: int):
-    """A bar over steps with rate and ETA; quiet on all but process 0."""
+def progress(first_step: int, num_steps: int, writer: Writer):
+    """Steps from the first to the last, with a bar: rate, ETA, the newest losses.
+
+    Args:
+      first_step: where a resumed run stands.
+      num_steps: of the whole run.
+      writer: whose newest `loss/` values the bar shows.
+
+    Yields:
+      Each step's number, from 0.
+    """
     from tqdm import tqdm
 
-    return tqdm(
+    with tqdm(
         total=num_steps,
         initial=first_step,
         unit="step",
-        smoothing=0.05,
-        dynamic_ncols=True,
         disable=jax.process_index() != 0,
         file=sys.stderr,
+        # A log file wants lines now and then, a terminal a smooth bar.
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
-    )
+    ) as bar:
+        for step in range(first_step, num_steps):
+            yield step
+            bar.set_postfix(writer.newest_losses, refresh=False)
+            bar.update()
+
+
+def say(line: str):
+    """Prints a line above the progress bar."""
+    from tqdm import tqdm
+
+    if jax.process_index() == 0:
+        tqdm.write(line)
 
 
 def spectrogram_db(audio, n_fft: int = 1024, hop_length: int = 256) -> np.ndarray:

@@ -334,7 +334,7 @@ def train_step(
             optimizers_.discriminator, discriminator, grads, rate
         )
         metrics["loss/discriminator"] = loss / len(names)
-        metrics["grad_norm/discriminator"] = optax.global_norm(grads)
+        metrics["grad_norm/discriminator"] = optax.tree.norm(grads)
         metrics["learning_rate/discriminator"] = rate
 
     (total, terms), fake_grads = jax.value_and_grad(generator_loss, has_aux=True)(
@@ -348,7 +348,7 @@ def train_step(
         count = len(names) - (name == "spectral" and phase.unaligned)
         metrics[f"loss/{name}"] = value / count
     metrics["loss/generator"] = total
-    metrics["grad_norm/generator"] = optax.global_norm(grads)
+    metrics["grad_norm/generator"] = optax.tree.norm(grads)
     metrics["learning_rate/generator"] = rate
 
     # A short memory at first, so that a short run's mean is not its initialisation.

@@ -15,6 +15,7 @@ from svc_jax.geometry import NOISE_BLOCK
 from svc_jax.types import Features, Noise
 
 CHUNK_SAMPLES = 10 * NOISE_BLOCK
+MAX_SEMITONES = 48
 
 
 def transposition(rule: str, source_f0_hz, target_mean_hz: float) -> float:
@@ -38,11 +39,17 @@ def transposition(rule: str, source_f0_hz, target_mean_hz: float) -> float:
         ratio = target_mean_hz / float(voiced.mean(dtype=np.float64))
         return ratio if rule == "mean" else 2.0 ** round(math.log2(ratio))
     try:
-        return 2.0 ** (float(rule) / 12)
+        semitones = float(rule)
     except ValueError:
         raise UserError(
             f"--transpose {rule!r}: choose mean, octave, none or semitones as -3.5."
         ) from None
+    if not abs(semitones) <= MAX_SEMITONES:
+        raise UserError(
+            f"--transpose {rule}: choose from -{MAX_SEMITONES} to {MAX_SEMITONES}"
+            " semitones."
+        )
+    return 2.0 ** (semitones / 12)
 
 
 def parse_mix(text: str) -> dict[str, float]:

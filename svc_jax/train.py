@@ -137,29 +137,13 @@ def train(config, workdir):
     mesh = sharding.make_mesh(config.num_model)
     rng_init, rng_train, rng_eval = jax.random.split(jax.random.key(config.seed), 3)
     init = functools.partial(steps.init_state, networks, optimizers)
-    abstract = jax.eval_shape(init, rng_init)
-    shardings = sharding.state_shardings(abstract, mesh)
-    manager = checkpoints.manager(workdir, keep=config.keep)
-    if manager.latest_step() is None:
-        state = jax.jit(init, out_shardings=shardings)(rng_init)
-    else:
-        state = checkpoints.restore(manager, abstract, shardings)
-
-    first_step = int(state.step)
-    batches = input_pipeline.train_batches(
+    validation_batches = input_pipeline.eval_batches(
         data_dir,
         geometry,
+        split=input_pipeline.eval_split(data_dir),
         batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=first_step,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
     )
-    validation = Batch(
-        **input_pipeline.eval_batches(
-            data_dir, geometry, split="validation", batch_size=config.batch_size
-        )[0]
-    )
+    validation = Batch(**validation_batches[0])
     frozen = sharding.put_replicated(frozen, mesh)
     scales = run_scales(workdir, networks, objective, frozen, validation)
 
@@ -172,20 +156,31 @@ def train(config, workdir):
         )
 
     evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
-    writer = metrics.Writer(workdir)
-    with metrics.progress(config.num_steps, first_step) as bar:
-        for step in range(first_step, config.num_steps):
+    with (
+        checkpoints.manager(workdir, keep=config.keep) as manager,
+        metrics.Writer(workdir) as writer,
+    ):
+        state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
+        first_step = int(state.step)
+        batches = input_pipeline.train_batches(
+            data_dir,
+            geometry,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        for step in metrics.progress(first_step, config.num_steps, writer):
             batch = sharding.to_global(Batch(**next(batches)), mesh)
             phase = builders.phase_at(config, len(card.singers), step)
             state, values = step_fn(phase)(state, batch, frozen, scales, rng_train)
-            bar.update()
             done = step + 1
             last = done == config.num_steps
             if done % config.log_every == 0 or last:
                 values = jax.device_get(values)
                 metrics.check_finite(done, values)
                 writer.scalars(done, values)
-                bar.set_postfix(spectral=f"{values['loss/spectral']:.3f}")
             if done % config.eval_every == 0 or last:
                 values, sung = jax.device_get(
                     evaluate(state.ema_params, validation, frozen, scales, rng_eval)
@@ -195,8 +190,6 @@ def train(config, workdir):
                     writer.audio(done, name, audio[0], geometry.sample_rate)
             if done % config.checkpoint_every == 0 or last:
                 checkpoints.save(manager, done, state)
-    manager.wait_until_finished()
-    writer.close()
     return state
 
 

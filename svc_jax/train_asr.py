@@ -118,7 +118,7 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
     network = optimizers.apply(optimizer, state.network, grads, rate)
     metrics = {
         "loss/ctc": value,
-        "grad_norm/network": optax.global_norm(grads),
+        "grad_norm/network": optax.tree.norm(grads),
         "learning_rate/network": rate,
     }
     return state.replace(step=state.step + 1, network=network), metrics
@@ -215,53 +215,50 @@ def train(config, workdir) -> pathlib.Path:
     mesh = sharding.make_mesh()
     init = functools.partial(initial_state, wav2letter, optimizer)
     rng_init, rng_train = jax.random.split(jax.random.key(config.seed))
-    abstract = jax.eval_shape(init, rng_init)
-    shardings = sharding.state_shardings(abstract, mesh)
-    manager = checkpoints.manager(workdir, keep=config.keep)
-    if manager.latest_step() is None:
-        state = jax.jit(init, out_shardings=shardings)(rng_init)
-    else:
-        state = checkpoints.restore(manager, abstract, shardings)
-    step_fn = jax.jit(
-        functools.partial(
-            train_step, wav2letter, optimizer, schedule, config.augmentation.to_dict()
-        ),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
-    writer = metrics.Writer(workdir)
-    first_step = int(state.step)
-    batches = transcripts.train_batches(
-        train_set,
+    measure = functools.partial(
+        error_rate,
+        wav2letter,
         batch_seconds=config.batch_seconds,
         max_buckets=config.max_buckets,
-        seed=config.seed,
-        first_step=first_step,
     )
-    bar = metrics.progress(config.num_steps, first_step)
-    for step in range(first_step + 1, config.num_steps + 1):
-        state, values = step_fn(state, next(batches), rng_train)
-        bar.update()
-        if step % config.log_every == 0 or step == config.num_steps:
-            values = jax.device_get(values)
-            metrics.check_finite(step, values)
-            writer.scalars(step, values)
-            bar.set_postfix(ctc=f"{values['loss/ctc']:.3f}")
-        if step % config.checkpoint_every == 0 or step == config.num_steps:
-            checkpoints.save(manager, step, state)
-            for split, utterances in held_out.items():
-                rate = error_rate(
-                    wav2letter,
-                    state.network.params,
-                    utterances,
-                    batch_seconds=config.batch_seconds,
-                    max_buckets=config.max_buckets,
-                )
-                writer.scalars(step, {f"{split}/label_error_rate": rate})
-                bar.write(f"step {step}: label error rate {rate:.1%} on split {split}")
-    manager.wait_until_finished()
-    bar.close()
-    writer.close()
+    with (
+        checkpoints.manager(workdir, keep=config.keep) as manager,
+        metrics.Writer(workdir) as writer,
+    ):
+        state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
+        step_fn = jax.jit(
+            functools.partial(
+                train_step,
+                wav2letter,
+                optimizer,
+                schedule,
+                config.augmentation.to_dict(),
+            ),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+        first_step = int(state.step)
+        batches = transcripts.train_batches(
+            train_set,
+            batch_seconds=config.batch_seconds,
+            max_buckets=config.max_buckets,
+            seed=config.seed,
+            first_step=first_step,
+        )
+        for step in metrics.progress(first_step, config.num_steps, writer):
+            state, values = step_fn(state, next(batches), rng_train)
+            done = step + 1
+            last = done == config.num_steps
+            if done % config.log_every == 0 or last:
+                values = jax.device_get(values)
+                metrics.check_finite(done, values)
+                writer.scalars(done, values)
+            if done % config.checkpoint_every == 0 or last:
+                checkpoints.save(manager, done, state)
+                for split, utterances in held_out.items():
+                    rate = measure(state.network.params, utterances)
+                    writer.scalars(done, {f"{split}/label_error_rate": rate})
+                    metrics.say(f"step {done}: label error rate {rate:.1%}, {split}")
     params = jax.device_get(state.network.params)
     weights.save_wav2letter(result, params, {**network, "labels": [*labels, BLANK]})
     print(f"wrote {result}")

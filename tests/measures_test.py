@@ -1,0 +1,111 @@
+"""Measures of known perturbations."""
+
+import numpy as np
+import pytest
+import scipy.signal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svc_jax import measures
+
+
+def contour(num_frames: int = 1000, seed: int = 0) -> np.ndarray:
+    """f0 in Hz with about a third of the frames unvoiced."""
+    rng = np.random.default_rng(seed)
+    f0_hz = 200 * 2 ** rng.uniform(-1, 1, num_frames)
+    return np.where(rng.uniform(size=num_frames) < 0.35, 0, f0_hz).astype(np.float32)
+
+
+def test_an_f0_that_is_as_wanted_has_no_error():
+    errors = measures.f0_measures(contour(), contour())
+    assert errors == {"vde": 0.0, "ffe": 0.0, "f0_cents": 0.0}
+
+
+@pytest.mark.parametrize(("semitones", "ffe"), [(1, 0), (-1, 0), (3, 0), (4, 1)])
+def test_a_shift_is_measured_in_cents(semitones, ffe):
+    wanted = contour()
+    errors = measures.f0_measures(wanted * 2 ** (semitones / 12), wanted)
+    assert errors["vde"] == 0
+    assert errors["f0_cents"] == pytest.approx(abs(semitones) * 100, abs=0.01)
+    assert errors["ffe"] == pytest.approx(ffe * np.mean(wanted > 0))
+
+
+def test_voicing_errors_are_counted_both_ways():
+    wanted = contour()
+    found = wanted.copy()
+    unvoiced, voiced = np.flatnonzero(wanted == 0), np.flatnonzero(wanted > 0)
+    found[unvoiced[:60]] = 150.0
+    found[voiced[:40]] = 0.0
+    errors = measures.f0_measures(found, wanted)
+    assert errors == {"vde": 0.1, "ffe": 0.1, "f0_cents": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "is_off"),
+    [(1.25, True), (0.75, True), (1.19, False), (0.81, False), (2.0, True)],
+)
+def test_frames_more_than_a_fifth_off_are_errors(ratio, is_off):
+    wanted = np.full(200, 220.0)
+    found = wanted.copy()
+    found[:30] *= ratio
+    found[30:50] = 0.0
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == 0.1
+    assert errors["ffe"] == (0.25 if is_off else 0.1)
+    assert errors["f0_cents"] == 0.0  # a median
+
+
+def test_f0_error_is_unknown_where_nothing_is_voiced_together():
+    errors = measures.f0_measures([100.0, 0.0], [0.0, 100.0])
+    assert (errors["vde"], errors["ffe"]) == (1.0, 1.0)
+    assert np.isnan(errors["f0_cents"])
+
+
+frames_hz = st.lists(
+    st.tuples(*[st.one_of(st.just(0.0), st.floats(50, 1000))] * 2), min_size=1
+)
+
+
+@given(frames_hz)
+def test_f0_measures_are_their_definitions(pairs):
+    found, wanted = zip(*pairs, strict=True)
+    differs = [(f > 0) != (w > 0) for f, w in pairs]
+    off = [f > 0 and w > 0 and abs(f / w - 1) > 0.2 for f, w in pairs]
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == pytest.approx(sum(differs) / len(pairs))
+    either = [d or o for d, o in zip(differs, off, strict=True)]
+    assert errors["ffe"] == pytest.approx(sum(either) / len(pairs))
+
+
+def noise(num_samples: int = 6000, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 0.2, num_samples).astype(np.float32)
+
+
+def float64_distance(found, wanted) -> float:
+    """L_recon of method.md, section 3, by SciPy's STFT."""
+    total = 0.0
+    for n_fft in (2048, 1024, 512, 256, 128, 64):
+        window = scipy.signal.get_window("hann", n_fft)
+        magnitudes = []
+        for audio in (found, wanted):
+            padded = np.pad(audio.astype(np.float64), n_fft // 2, mode="reflect")
+            frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)
+            spectrum = np.fft.rfft(frames[:: n_fft // 4] * window)
+            magnitudes.append(np.sqrt(np.maximum(np.abs(spectrum) ** 2, 1e-7)))
+        found_s, wanted_s = magnitudes
+        total += np.linalg.norm(wanted_s - found_s) / np.linalg.norm(wanted_s)
+        total += np.abs(np.log(wanted_s) - np.log(found_s)).mean()
+    return total / 6
+
+
+def test_spectral_distance_is_zero_at_equality():
+    assert measures.spectral_distance(noise(), noise()) == 0
+
+
+def test_spectral_distance_is_that_of_the_objective():
+    found, wanted = noise(seed=1), 3 * noise(seed=2)
+    distance = measures.spectral_distance(found, wanted)
+    assert distance == pytest.approx(float64_distance(found, wanted), rel=1e-4)
+    # Not symmetric: the wanted spectrum is the measure.
+    assert distance != pytest.approx(float64_distance(wanted, found), rel=0.1)

@@ -1,0 +1,112 @@
+"""What a run tells: lines, TensorBoard, pictures, and the alarm."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tensorboardX.proto import event_pb2
+
+from data_pipeline import input_pipeline
+from svc_jax import metrics
+
+
+def summaries(workdir) -> dict:
+    """Summary values of the event files: (tag, step) -> value."""
+    found = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content = path.read_bytes()  # an event file is a TFRecord file
+        for offset, length in input_pipeline.record_offsets(path):
+            event = event_pb2.Event.FromString(content[offset : offset + length])
+            for value in event.summary.value:
+                found[value.tag, event.step] = value
+    return found
+
+
+def test_scalars_are_lines_of_json_and_on_the_board(tmp_path):
+    writer = metrics.Writer(tmp_path / "run")
+    writer.scalars(1, {"loss/a": np.float32(0.5), "loss/b": jax.numpy.float32(2)})
+    writer.scalars(2, {"loss/a": 0.25})
+    # Written at once: a killed run keeps its lines.
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    writer.close()
+    first, second = (json.loads(line) for line in text.splitlines())
+    assert (first["step"], first["loss/a"], first["loss/b"]) == (1, 0.5, 2.0)
+    assert (second["step"], second["loss/a"]) == (2, 0.25)
+    assert first["time"] <= second["time"]
+    board = {key: v.simple_value for key, v in summaries(tmp_path / "run").items()}
+    assert board == {("loss/a", 1): 0.5, ("loss/b", 1): 2.0, ("loss/a", 2): 0.25}
+
+
+def test_a_resumed_run_goes_on_in_the_same_file(tmp_path):
+    for step in (1, 2):
+        writer = metrics.Writer(tmp_path)
+        writer.scalars(step, {"loss/a": step})
+        writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_audio_is_on_the_board_with_its_picture(tmp_path):
+    audio = (2 * np.sin(np.arange(4000) / 5)).astype(np.float32)
+    writer = metrics.Writer(tmp_path)
+    writer.audio(7, "conversion", audio, 16_000)
+    writer.close()
+    board = summaries(tmp_path)
+    sound = board["conversion", 7].audio
+    heard, sample_rate = soundfile.read(io.BytesIO(sound.encoded_audio_string))
+    assert sample_rate == sound.sample_rate == 16_000
+    np.testing.assert_allclose(heard, np.clip(audio, -1, 1), atol=1e-3)
+    assert board["spectrogram/conversion", 7].image.height == 513
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    writer = metrics.Writer(tmp_path / "run")
+    writer.scalars(1, {"loss/a": 0.5})
+    writer.audio(1, "source", np.zeros(1000, np.float32), 16_000)
+    writer.close()
+    assert not (tmp_path / "run").exists()
+    with metrics.progress(10, 0) as bar:
+        assert bar.disable
+
+
+def test_progress_goes_on_where_the_run_does(capsys):
+    with metrics.progress(10, 4) as bar:
+        bar.update()
+        assert (bar.n, bar.total) == (5, 10)
+    assert "5/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.float32("nan")])
+def test_a_value_that_is_not_finite_stops_the_run_by_name(value):
+    metrics.check_finite(3, {"loss/a": 1.0, "loss/b": np.float32(-1e30)})
+    with pytest.raises(FloatingPointError, match=r"loss/b is -?(nan|inf) at step 3"):
+        metrics.check_finite(3, {"loss/a": 1.0, "loss/b": value, "loss/c": np.nan})
+
+
+@pytest.mark.parametrize(("amplitude", "bin_"), [(1.0, 40), (0.1, 300)])
+def test_spectrogram_shows_a_tone_at_its_pitch_and_level(amplitude, bin_):
+    audio = amplitude * np.sin(2 * np.pi * bin_ / 1024 * np.arange(8000))
+    level = metrics.spectrogram_db(audio)
+    assert level.shape == (513, 1 + 8000 // 256)
+    middle = level[:, 8]
+    assert np.argmax(middle) == bin_
+    # A sine under a window: half its amplitude times the window's sum.
+    expected = 20 * np.log10(amplitude / 2 * np.hanning(1024).sum())
+    assert middle[bin_] == pytest.approx(expected, abs=0.1)
+    assert middle[bin_ + 20] < expected - 80
+
+
+def test_picture_has_low_pitches_at_the_bottom_and_silence_black():
+    low_tone = np.sin(2 * np.pi * 20 / 1024 * np.arange(4000))
+    picture = metrics.spectrogram_image(np.concatenate([low_tone, np.zeros(4000)]))
+    assert picture.dtype == np.uint8
+    assert picture.shape == (513, 1 + 8000 // 256, 3)
+    assert (picture[..., 0] == picture[..., 2]).all()
+    rows, columns = np.nonzero(picture[..., 0] == picture.max())
+    assert (rows > 480).all()
+    assert (columns < 20).all()
+    assert not picture[:, 20:].any()
