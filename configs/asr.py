@@ -38,6 +38,12 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     if variant == "demo":
         config.network.channels = 32
         config.network.wide_channels = 64
+        config.network.kernels = (12, 5, 5)
+        config.network.wide_kernel = 5
+        config.dropout = 0.0
+        config.augmentation.noise = 0.1
+        config.augmentation.num_masks = 0
+        config.learning_rate = 2e-3
         config.max_buckets = 1
         config.num_steps = 800
         config.batch_seconds = 48.0

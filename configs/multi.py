@@ -40,6 +40,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     if variant == "demo":
         config.data.embedded = True
         config.num_steps = 300
+        config.phases.adversarial = 0.7
+        config.phases.mixup = 0.9
         config.eval_every = 150
         config.checkpoint_every = 150
     return config

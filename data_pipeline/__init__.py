@@ -1,0 +1,6 @@
+"""Recordings to datasets, datasets to batches."""
+
+import os
+
+# TensorFlow's start-up notes would drown our own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -46,8 +46,6 @@ class Records:
     """
 
     def __init__(self, data_dir, split: str):
-        import tensorflow_datasets as tfds
-
         folder = pathlib.Path(data_dir)
         self.card = schema.Card.read(folder)
         pattern = f"{schema.NAME}-{split}.tfrecord-*"
@@ -60,7 +58,6 @@ class Records:
             )
         self._file = np.repeat(np.arange(len(offsets)), [len(o) for o in offsets])
         self._offsets = np.concatenate(offsets)
-        self._features = tfds.builder_from_directory(str(folder)).info.features
 
     def __len__(self) -> int:
         return len(self._file)
@@ -77,7 +74,27 @@ class Records:
         import tensorflow as tf
 
         raw = tf.numpy_function(self.read, [index], tf.string, stateful=False)
-        return self._features.deserialize_example(tf.reshape(raw, ()))
+        return parse(tf.reshape(raw, ()), self.card.asr["size"])
+
+
+def parse(raw, asr_size: int):
+    """A record's bytes as the tensors of BATCH_FIELDS, by the contract of `schema`."""
+    import tensorflow as tf
+
+    def field(axes, dtype):
+        if dtype == "float16":  # kept as bytes
+            return tf.io.FixedLenFeature((), tf.string)
+        stored = tf.int64 if dtype.startswith("int") else tf.float32
+        if any(isinstance(axis, str) for axis in axes):
+            return tf.io.FixedLenSequenceFeature((), stored, allow_missing=True)
+        return tf.io.FixedLenFeature(axes, stored)
+
+    spec = {name: field(*schema.FEATURES[name]) for name in BATCH_FIELDS}
+    example = tf.io.parse_single_example(raw, spec)
+    asr_features = tf.io.decode_raw(example["asr_features"], tf.float16)
+    example["asr_features"] = tf.reshape(asr_features, (-1, asr_size))
+    example["singer_id"] = tf.cast(example["singer_id"], tf.int32)
+    return example
 
 
 def eval_split(data_dir) -> str:

@@ -177,33 +177,6 @@ def dataset_writer(folder, asr_size: int):
     return writer
 
 
-def describe_singers(voiced: dict, minutes: dict):
-    """schema.Singers from the voiced f0 and the minutes of each, by name.
-
-    Raises:
-      UserError: for a singer in whose recordings no pitch was heard.
-    """
-    import numpy as np
-
-    from data_pipeline import schema
-    from svc_jax.errors import UserError
-
-    singers = []
-    for name in sorted(voiced):
-        f0_hz = np.concatenate(voiced[name])
-        if not f0_hz.size:
-            raise UserError(
-                f"singer {name!r}: no pitch was heard in {minutes[name]:.1f} minutes;"
-                " record a voice alone, without accompaniment."
-            )
-        low, high = np.percentile(f0_hz, [1, 99])
-        mean = f0_hz.mean(dtype=np.float64)
-        singers.append(
-            schema.Singer(name, float(mean), float(low), float(high), minutes[name])
-        )
-    return tuple(singers)
-
-
 def save_frozen(folder, found):
     """Keeps the networks that made the features with the dataset."""
     from data_pipeline import schema
@@ -213,6 +186,102 @@ def save_frozen(folder, found):
         path = pathlib.Path(folder) / schema.FROZEN / f"{kind}.safetensors"
         path.parent.mkdir(exist_ok=True)
         weight_files.save_safetensors(path, frozen.params, frozen.config, kind)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What came of the recordings.
+
+    Attributes:
+      voiced: singer -> list of voiced f0 in Hz, one array a recording.
+      minutes: singer -> minutes used.
+      refused: Source -> why it was left out.
+    """
+
+    voiced: dict
+    minutes: dict
+    refused: dict
+
+
+def write_records(sources, extractor, frozen, folder) -> Tally:
+    """Extracts the features of recordings and writes them as TFRecords.
+
+    Args:
+      sources: list of Source.
+      extractor: FeatureExtractor.
+      frozen: its FrozenParams.
+      folder: of the dataset.
+
+    Returns:
+      The Tally; a recording that cannot be read is in it, not in the dataset.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from svc_jax import audio_files
+    from svc_jax.errors import UserError
+
+    geometry = extractor.geometry
+    names = sorted({source.singer for source in sources})
+    tally = Tally({name: [] for name in names}, dict.fromkeys(names, 0.0), {})
+    writer = dataset_writer(folder, extractor.asr_size)
+    with tqdm(sources, unit="file", disable=None) as bar:
+        for source in bar:
+            try:
+                audio = audio_files.read(source.path, geometry.sample_rate).audio
+            except UserError as error:
+                tally.refused[source] = str(error)
+                continue
+            tally.minutes[source.singer] += audio.size / geometry.sample_rate / 60
+            length = max(geometry.padded_length(audio.size), geometry.segment_samples)
+            audio = np.pad(audio, (0, length - audio.size))
+            extracted = extractor.extract_recordings(frozen, [audio])[0]
+            f0_hz = extracted.features.f0_hz
+            tally.voiced[source.singer].append(f0_hz[f0_hz > 0])
+            records = to_records(
+                audio,
+                extracted,
+                geometry,
+                singer_id=names.index(source.singer),
+                recording=source.name,
+            )
+            writer.add_examples({source.split: list(records)})
+            hours = sum(tally.minutes.values()) / 60
+            elapsed = max(bar.format_dict["elapsed"], 1e-3) / 3600
+            bar.set_postfix_str(f"{hours / elapsed:.1f} h of audio per hour")
+    writer.close_all()
+    return tally
+
+
+def describe_singers(tally: Tally):
+    """schema.Singers in the order of their ids.
+
+    Raises:
+      UserError: for a singer without a usable recording, or whose pitch is never heard.
+    """
+    import numpy as np
+
+    from data_pipeline import schema
+    from svc_jax.errors import UserError
+
+    singers = []
+    for name, voiced in tally.voiced.items():
+        if not voiced:
+            refused = tally.refused.items()
+            why = next(reason for source, reason in refused if source.singer == name)
+            raise UserError(f"singer {name!r}: no recording is usable ({why})")
+        f0_hz, minutes = np.concatenate(voiced), tally.minutes[name]
+        if not f0_hz.size:
+            raise UserError(
+                f"singer {name!r}: no pitch was heard in {minutes:.1f} minutes; record"
+                " a voice alone, without accompaniment."
+            )
+        low, high = np.percentile(f0_hz, [1, 99])
+        mean = f0_hz.mean(dtype=np.float64)
+        singers.append(
+            schema.Singer(name, float(mean), float(low), float(high), minutes)
+        )
+    return tuple(singers)
 
 
 def prepare(
@@ -239,11 +308,7 @@ def prepare(
     Raises:
       UserError: if nothing usable is left of a singer, or the output exists.
     """
-    import numpy as np
-    from tqdm import tqdm
-
     from data_pipeline import schema
-    from svc_jax import audio_files
     from svc_jax.errors import UserError
     from svc_jax.features import FrozenParams
 
@@ -255,60 +320,23 @@ def prepare(
         )
     sources = find_sources(input_dir, valid)
     extractor, found = frozen_networks(f0, f0_hop, wav2letter_path, asr_layer)
-    frozen = FrozenParams(
-        found["crepe"].params if "crepe" in found else None, found["wav2letter"].params
-    )
-    geometry = extractor.geometry
+    pitch, reader = found.get("crepe"), found["wav2letter"]
+    frozen = FrozenParams(pitch and pitch.params, reader.params)
 
-    names = sorted({source.singer for source in sources})
-    voiced = {name: [] for name in names}
-    minutes = dict.fromkeys(names, 0.0)
-    refused = {}  # Source -> why
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    writer = dataset_writer(partial, extractor.asr_size)
-    seconds = 0.0
-    with tqdm(sources, unit="file", disable=None) as bar:
-        for source in bar:
-            try:
-                audio = audio_files.read(source.path, geometry.sample_rate).audio
-            except UserError as error:
-                refused[source] = str(error)
-                continue
-            seconds += audio.size / geometry.sample_rate
-            minutes[source.singer] += audio.size / geometry.sample_rate / 60
-            length = max(geometry.padded_length(audio.size), geometry.segment_samples)
-            audio = np.pad(audio, (0, length - audio.size))
-            extracted = extractor.extract_recordings(frozen, [audio])[0]
-            f0_hz = extracted.features.f0_hz
-            voiced[source.singer].append(f0_hz[f0_hz > 0])
-            records = to_records(
-                audio,
-                extracted,
-                geometry,
-                singer_id=names.index(source.singer),
-                recording=source.name,
-            )
-            writer.add_examples({source.split: list(records)})
-            rate = seconds / max(bar.format_dict["elapsed"], 1e-3)
-            bar.set_postfix_str(f"{rate:.1f} h of audio per hour")
-    writer.close_all()
+    tally = write_records(sources, extractor, frozen, partial)
     try:
-        for name in names:
-            if not voiced[name]:
-                why = next(refused[s] for s in refused if s.singer == name)
-                raise UserError(f"singer {name!r}: no recording is usable ({why})")
-        singers = describe_singers(voiced, minutes)
+        singers = describe_singers(tally)
     except UserError:
         shutil.rmtree(partial)
         raise
-    pitch = found.get("crepe")
     card = schema.Card(
         singers=singers,
-        sample_rate=geometry.sample_rate,
-        hop_length=geometry.hop_length,
-        asr_hop_length=geometry.asr_hop_length,
+        sample_rate=extractor.geometry.sample_rate,
+        hop_length=extractor.geometry.hop_length,
+        asr_hop_length=extractor.geometry.asr_hop_length,
         f0={
             "network": f0,
             "sha256": pitch.sha256 if pitch else None,
@@ -316,7 +344,7 @@ def prepare(
         },
         asr={
             "network": "wav2letter",
-            "sha256": found["wav2letter"].sha256,
+            "sha256": reader.sha256,
             "layer": asr_layer,
             "size": extractor.asr_size,
         },
@@ -326,7 +354,7 @@ def prepare(
     if output.exists():
         output.rmdir()
     partial.rename(output)
-    return list(refused.values())
+    return list(tally.refused.values())
 
 
 def main(_, flags):

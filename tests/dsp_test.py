@@ -351,6 +351,19 @@ def test_the_phase_does_not_drift_in_an_hour(voice, hop_length):
     assert np.abs(drift).max() < 1e-2
 
 
+def test_a_sine_is_taken_up_again_at_any_frame():
+    f0_hz = np.float32(300 + 200 * np.sin(np.arange(300) / 9))
+    f0_hz[100:130] = 0
+    phase = compiled(dsp.frame_phase, sample_rate=SAMPLE_RATE, hop_length=HOP)
+    turns = np.asarray(phase(f0_hz[None]))[0]
+    whole = excite(f0_hz, num_harmonics=2)
+    for first in (0, 60, 110, 200):
+        part = excite(f0_hz[first:][:100], turns=turns[first], num_harmonics=2)
+        # The last frame of a part is held; in the whole it leads to the next.
+        expected = whole[first * HOP :][: 99 * HOP]
+        np.testing.assert_allclose(part[: 99 * HOP], expected, rtol=0, atol=2e-6)
+
+
 def test_noise_is_faint_in_the_voiced_and_loud_in_the_unvoiced():
     f0_hz = np.repeat(np.float32([220, 0]), 100)
     normal = noise(200 * HOP, 1.0)
@@ -493,6 +506,18 @@ def test_each_block_is_normalised_by_its_own_mean_and_deviation():
     result = dsp.normalise_mfcc(blocks, stats)
     assert result.shape == (2, 40, 39)
     np.testing.assert_allclose(result, normalised.reshape(2, 40, 39), atol=1e-4)
+
+
+def test_gain_moves_the_first_mfcc_alone_when_the_statistics_stay():
+    audio = singing(8000)[None]
+    mfcc, deltas = compiled(dsp.mfcc), compiled(dsp.deltas)
+    stats = compiled(dsp.mfcc_stats)(deltas(mfcc(audio)))
+    before, after = (
+        np.asarray(dsp.normalise_mfcc(deltas(mfcc(g * audio)), stats)) for g in (1, 0.5)
+    )
+    expected = np.zeros_like(before)
+    expected[..., 0] = 20 * np.log10(0.5) * np.sqrt(128) / stats[0, 0, 1]
+    np.testing.assert_allclose(after - before, expected, atol=1e-4)
 
 
 def test_a_block_without_deviation_is_normalised_to_zero():

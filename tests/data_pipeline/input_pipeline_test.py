@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
 from svc_jax.types import Batch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRID = FrameGeometry(segment_samples=640)  # two ASR frames
 ASR_FRAMES = (2, 3, 5)  # of the records, in turn
 STRIDE = 10_000  # from one record's first sample to the next one's
@@ -198,26 +195,6 @@ def test_a_dataset_of_one_record_is_enough(tmp_path):
     assert numbers(found) == [0] * 12
 
 
-def test_batches_are_made_without_jax(ramps):
-    program = (
-        "import sys\n"
-        "from data_pipeline import input_pipeline\n"
-        "from svc_jax.geometry import FrameGeometry\n"
-        "batches = input_pipeline.train_batches(\n"
-        f"    {str(ramps)!r}, FrameGeometry(segment_samples=640), batch_size=2, seed=0\n"
-        ")\n"
-        "print(next(batches)['audio'].shape, 'jax' in sys.modules)\n"
-    )
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert child.stdout == "(2, 640) False\n", child.stderr
-
-
 # Evaluation.
 
 
@@ -273,9 +250,7 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path, exists):
         ({"asr": {"size": 2000}}, "ASR feature size is 2000, the config's 2"),
     ],
 )
-def test_a_dataset_of_another_geometry_is_refused_with_both_values(
-    ramps, change, said
-):
+def test_a_dataset_of_another_geometry_is_refused_with_both_values(ramps, change, said):
     card = schema.Card.read(ramps)
     input_pipeline.check_card(card, GRID, 2)
     other = dataclasses.replace(card, **change)
