@@ -41,8 +41,14 @@ def generator(config, num_singers: int):
     """The generator that config.generator.name names.
 
     Raises:
-      UserError: for an unknown name, or upsampling that does not fit the geometry.
+      UserError: for an unknown name, several singers without an embedding, or
+        upsampling that does not fit the geometry.
     """
+    if num_singers > 1 and not config.generator.embedding_size:
+        raise UserError(
+            f"config.generator.embedding_size is 0, but the dataset has {num_singers}"
+            " singers; train on it with configs/multi.py."
+        )
     grid = geometry(config)
     module = _named(GENERATORS, "generator", config.generator.name)(
         num_singers=num_singers,

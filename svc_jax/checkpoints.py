@@ -127,5 +127,5 @@ def load_config(workdir) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir}: no config.json, so no trained model; train first.")
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it.") from error

@@ -72,7 +72,7 @@ def result_names(sources) -> dict:
     return names
 
 
-def summarize(rows: list[dict]) -> dict[str, dict[str, float]]:
+def summarize(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     """Means over conversions, for each singer and for all; None where there is none."""
 
     def mean(values):

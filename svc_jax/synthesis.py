@@ -97,6 +97,9 @@ def voice_of(model: Model, mix: dict[str, float]):
     return jnp.sum(voices * weights[:, None], axis=0, keepdims=True), mean_hz
 
 
+_frame_phase = jax.jit(dsp.frame_phase, static_argnames=("sample_rate", "hop_length"))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _sing(generator, params, features, voice, noise):
     return generator.apply({"params": params}, features, voice, noise)
@@ -151,12 +154,10 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
 
 def _start_phases(f0_hz, geometry) -> np.ndarray:
     """Phase of the sine before each frame, in turns, float32 [T]."""
-    last = dsp.frame_phase(
-        jnp.asarray(f0_hz)[None],
-        sample_rate=geometry.sample_rate,
-        hop_length=geometry.hop_length,
+    phase = _frame_phase(
+        f0_hz[None], sample_rate=geometry.sample_rate, hop_length=geometry.hop_length
     )
-    return np.asarray(last)[0]
+    return np.asarray(phase)[0]
 
 
 def convert(

@@ -208,7 +208,7 @@ def describe(config) -> str:
         "channels": published.channels,
         "wide_channels": published.wide_channels,
     }
-    num_singers, layer = 2, "wide"
+    num_singers, layer = 2 if config.generator.embedding_size else 1, "wide"
     if config.data.dir:
         card = schema.Card.read(config.data.dir)
         num_singers, layer = len(card.singers), card.asr["layer"]

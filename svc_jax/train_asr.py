@@ -172,6 +172,35 @@ def error_rate(
     return errors / max(total, 1)
 
 
+def load_splits(table, unit: str):
+    """Recordings of a table by split; what was left out is printed.
+
+    Args:
+      table: path of the transcripts.
+      unit: phones or letters.
+
+    Returns:
+      (labels without the blank; dict of split -> list of transcripts.Utterance).
+
+    Raises:
+      UserError: if nothing is left to train on.
+    """
+    from data_pipeline import transcripts
+    from svc_jax.errors import UserError
+
+    rows = transcripts.read_table(table)
+    labels = transcripts.alphabet(rows, unit)
+    splits, dropped = transcripts.load(table, rows, unit, labels)
+    for reason, count in dropped.items():
+        print(f"left out {count}: {reason}")
+    if not splits.get("train"):
+        raise UserError(f"{table}: no usable row of split train; see above.")
+    samples = sum(utterance.audio.size for utterance in splits["train"])
+    minutes = samples / transcripts.SAMPLE_RATE / 60
+    print(f"{len(splits['train'])} recordings, {minutes:.1f} minutes, for training")
+    return labels, splits
+
+
 def train(config, workdir) -> pathlib.Path:
     """Trains from the newest checkpoint, or from nothing, to the end.
 
@@ -189,22 +218,11 @@ def train(config, workdir) -> pathlib.Path:
 
     from data_pipeline import transcripts
     from svc_jax import builders, checkpoints, metrics, optimizers, sharding, weights
-    from svc_jax.errors import UserError
 
     result = pathlib.Path(workdir) / "wav2letter.safetensors"
     checkpoints.claim_workdir(workdir, config)
-    rows = transcripts.read_table(config.data.tsv)
-    labels = transcripts.alphabet(rows, config.data.unit)
-    held_out, dropped = transcripts.load(
-        config.data.tsv, rows, config.data.unit, labels
-    )
-    for reason, count in dropped.items():
-        print(f"left out {count}: {reason}")
-    train_set = held_out.pop("train", [])
-    if not train_set:
-        raise UserError(f"{config.data.tsv}: no usable row of split train; see above.")
-    seconds = sum(u.audio.size for u in train_set) / transcripts.SAMPLE_RATE
-    print(f"{len(train_set)} recordings, {seconds / 60:.1f} minutes, for training")
+    labels, held_out = load_splits(config.data.tsv, config.data.unit)
+    train_set = held_out.pop("train")
 
     network = {**config.network.to_dict(), "num_labels": len(labels) + 1}
     wav2letter = builders.wav2letter(network, dropout=config.dropout)

@@ -194,3 +194,10 @@ def test_single_singer_config_has_no_embedding():
     voice = networks.generator.apply({}, jax.numpy.zeros(3, int), method="embed")
     assert voice.shape == (3, 0)
     assert networks.discriminator == builders.discriminator(multi.get_config())
+
+
+def test_the_single_singer_setting_refuses_several():
+    config = single.get_config()
+    assert builders.generator(config, 1).embedding_size == 0
+    with pytest.raises(UserError, match=r"has 3 singers; train on it with configs/mul"):
+        builders.generator(config, 3)

@@ -204,6 +204,45 @@ def test_unknown_variants_of_our_configs_are_refused(start, variant):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--config.geometry.asr_hop_length=640"],
+            "the dataset's asr_hop_length is 320, the config's 640; prepare the dataset",
+        ),
+        (["--config.data.dir=EMPTY"], "EMPTY: no singers.json, so neither dataset nor"),
+        (
+            ["--config.data.dir="],
+            "config.data.dir is empty; name a dataset with --conf",
+        ),
+        (
+            ["--workdir=RUN", "--config.seed=7"],
+            "RUN: holds a run of another config (se",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_is_one_line(
+    start, tiny_config, model_workdir, tmp_path, flags, said
+):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict({tiny_config().to_dict()!r})\n"
+    )
+    places = {"RUN": str(model_workdir), "EMPTY": str(tmp_path)}
+    for name, place in places.items():
+        flags = [flag.replace(name, place) for flag in flags]
+        said = said.replace(name, place)
+    workdir = tmp_path / "run"
+    code, out, err = start(train, f"--config={config}", f"--workdir={workdir}", *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    assert not (workdir / "checkpoints").exists()
+
+
 # As processes, in which absl parses and catches.
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import multi
+from configs import multi, single
 from svc_jax import describe, train
 from svc_jax.models.layers import Conv
 
@@ -126,6 +126,15 @@ def test_other_networks_of_the_paper(paper):
     assert paper["Crepe"]["parameters"] == 487_096
     assert (paper["Crepe"]["rate"], paper["Crepe"]["reach"]) == (100, 1024)
     assert paper["Crepe"]["cost"] == pytest.approx(100 * 0.074, abs=0.05)
+
+
+def test_single_singer_setting_has_no_voice_to_project(paper):
+    alone = rows(train.describe(single.get_config()))
+    voice = 64 * 128  # of each layer's projection
+    assert alone["wavenet"]["parameters"] == paper["wavenet"]["parameters"] - 30 * voice
+    assert alone["wavenet"]["cost"] == pytest.approx(paper["wavenet"]["cost"], abs=0.01)
+    for part in ("asr_context", "loudness_context", "sine_context", "Wav2Letter"):
+        assert alone[part] == paper[part]
 
 
 def test_the_networks_of_a_dataset_are_those_that_made_it(tiny_config):

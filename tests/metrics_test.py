@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import jax
 import numpy as np
@@ -26,12 +27,11 @@ def summaries(workdir) -> dict:
 
 
 def test_scalars_are_lines_of_json_and_on_the_board(tmp_path):
-    writer = metrics.Writer(tmp_path / "run")
-    writer.scalars(1, {"loss/a": np.float32(0.5), "loss/b": jax.numpy.float32(2)})
-    writer.scalars(2, {"loss/a": 0.25})
-    # Written at once: a killed run keeps its lines.
-    text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    writer.close()
+    with metrics.Writer(tmp_path / "run") as writer:
+        writer.scalars(1, {"loss/a": np.float32(0.5), "loss/b": jax.numpy.float32(2)})
+        writer.scalars(2, {"loss/a": 0.25})
+        # Written at once: a killed run keeps its lines.
+        text = (tmp_path / "run" / "metrics.jsonl").read_text()
     first, second = (json.loads(line) for line in text.splitlines())
     assert (first["step"], first["loss/a"], first["loss/b"]) == (1, 0.5, 2.0)
     assert (second["step"], second["loss/a"]) == (2, 0.25)
@@ -42,18 +42,25 @@ def test_scalars_are_lines_of_json_and_on_the_board(tmp_path):
 
 def test_a_resumed_run_goes_on_in_the_same_file(tmp_path):
     for step in (1, 2):
-        writer = metrics.Writer(tmp_path)
-        writer.scalars(step, {"loss/a": step})
-        writer.close()
+        with metrics.Writer(tmp_path) as writer:
+            writer.scalars(step, {"loss/a": step})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
+def test_a_run_that_fails_closes_its_files(tmp_path):
+    with pytest.raises(FloatingPointError), metrics.Writer(tmp_path) as writer:
+        writer.scalars(1, {"loss/a": 0.5})
+        raise FloatingPointError
+    with pytest.raises(ValueError, match="closed file"):
+        writer.scalars(2, {"loss/a": 0.5})
+    assert ("loss/a", 1) in summaries(tmp_path)
+
+
 def test_audio_is_on_the_board_with_its_picture(tmp_path):
     audio = (2 * np.sin(np.arange(4000) / 5)).astype(np.float32)
-    writer = metrics.Writer(tmp_path)
-    writer.audio(7, "conversion", audio, 16_000)
-    writer.close()
+    with metrics.Writer(tmp_path) as writer:
+        writer.audio(7, "conversion", audio, 16_000)
     board = summaries(tmp_path)
     sound = board["conversion", 7].audio
     heard, sample_rate = soundfile.read(io.BytesIO(sound.encoded_audio_string))
@@ -62,22 +69,50 @@ def test_audio_is_on_the_board_with_its_picture(tmp_path):
     assert board["spectrogram/conversion", 7].image.height == 513
 
 
-def test_only_the_first_process_writes(tmp_path, monkeypatch):
+def test_what_clips_is_shown_as_it_is_heard(tmp_path):
+    audio = (2 * np.sin(np.arange(4000) / 5)).astype(np.float32)
+    with metrics.Writer(tmp_path) as writer:
+        writer.audio(1, "loud", audio, 16_000)
+        writer.audio(2, "loud", audio.clip(-1, 1), 16_000)
+        writer.audio(3, "loud", audio / 2, 16_000)
+    board = summaries(tmp_path)
+    loud, clipped, soft = (
+        board["spectrogram/loud", step].image.encoded_image_string for step in (1, 2, 3)
+    )
+    assert loud == clipped != soft
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    writer = metrics.Writer(tmp_path / "run")
-    writer.scalars(1, {"loss/a": 0.5})
-    writer.audio(1, "source", np.zeros(1000, np.float32), 16_000)
-    writer.close()
+    with metrics.Writer(tmp_path / "run") as writer:
+        writer.scalars(1, {"loss/a": 0.5})
+        writer.audio(1, "source", np.zeros(1000, np.float32), 16_000)
+        assert list(metrics.progress(0, 3, writer)) == [0, 1, 2]
+        metrics.say("trained")
     assert not (tmp_path / "run").exists()
-    with metrics.progress(10, 0) as bar:
-        assert bar.disable
+    assert capsys.readouterr() == ("", "")
 
 
-def test_progress_goes_on_where_the_run_does(capsys):
-    with metrics.progress(10, 4) as bar:
-        bar.update()
-        assert (bar.n, bar.total) == (5, 10)
-    assert "5/10" in capsys.readouterr().err
+def test_progress_goes_on_where_the_run_does_and_shows_the_newest_losses(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with metrics.Writer(tmp_path) as writer:
+        for step in metrics.progress(4, 10, writer):
+            values = {"loss/spectral": 0.12345 * step, "learning_rate/generator": 1e-4}
+            writer.scalars(step + 1, values)
+    shown = capsys.readouterr().err
+    assert "4/10" in shown
+    assert "10/10" in shown
+    assert "spectral=1.111" in shown.splitlines()[-1]
+    assert "learning_rate" not in shown
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 6, 7, 8, 9, 10]
+
+
+def test_what_is_said_is_a_line_of_its_own(capsys):
+    metrics.say("label error rate 12.0%")
+    assert "label error rate 12.0%" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.float32("nan")])

@@ -1,0 +1,175 @@
+"""Measuring conversions of a folder."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+
+from svc_jax import bundles, evaluate, synthesis
+from svc_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(model_workdir) -> bundles.Model:
+    return bundles.load(model_workdir)
+
+
+def song(hz: float, num_samples: int = 16_000) -> np.ndarray:
+    turns = hz * np.arange(num_samples) / 16_000
+    audio = sum(0.3 / k * np.sin(2 * np.pi * k * turns) for k in range(1, 6))
+    return audio.astype(np.float32)
+
+
+@pytest.fixture
+def sources(tmp_path) -> pathlib.Path:
+    """Two songs of one name, of two singers."""
+    folder = tmp_path / "sources"
+    for singer, hz in (("anna", 300.0), ("bert", 140.0)):
+        (folder / singer).mkdir(parents=True)
+        soundfile.write(folder / singer / "song.wav", song(hz), 16_000)
+    return folder
+
+
+# Names.
+
+
+def test_results_keep_the_folders_of_their_sources():
+    sources = ["/x/held/a/1.wav", "/x/held/b/1.flac", "/x/held/2.ogg"]
+    names = evaluate.result_names(sources)
+    assert [str(names[s]) for s in sources] == ["a/1.wav", "b/1.wav", "2.wav"]
+    (name,) = evaluate.result_names(["/x/held/a/1.flac"]).values()
+    assert str(name) == "1.wav"
+
+
+def test_two_sources_with_one_result_are_refused():
+    with pytest.raises(UserError, match="x/1.wav: its results would be those of"):
+        evaluate.result_names(["x/1.flac", "x/1.wav"])
+
+
+# Measures.
+
+
+def copies(ratio: float):
+    """A conversion that gives the source as it is, and says it was asked to shift."""
+
+    def convert(model, audio, mix, *, transpose):
+        own = model.extractor.extract_recordings(model.frozen, [audio])[0].features
+        return audio, own.replace(f0_hz=own.f0_hz * np.float32(ratio))
+
+    return convert
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cents", "is_off"),
+    [(1.0, 0, False), (2 ** (1 / 12), 100, False), (1.5, 702, True)],
+)
+def test_the_result_is_measured_against_what_was_asked_for(
+    model, sources, tmp_path, monkeypatch, ratio, cents, is_off
+):
+    monkeypatch.setattr(synthesis, "convert", copies(ratio))
+    paths = sorted(sources.rglob("*.wav"))
+    rows = evaluate.evaluate(model, paths, ["alto"], tmp_path / "out")
+    assert [row["source"] for row in rows] == [str(path) for path in paths]
+    for row, path in zip(rows, paths, strict=True):
+        assert row["singer"] == "alto"
+        assert row["vde"] == 0
+        assert row["f0_cents"] == pytest.approx(cents, abs=0.1)
+        assert (row["ffe"] > 0.8) == is_off
+        written, _ = soundfile.read(
+            tmp_path / "out" / "alto" / path.parent.name / "song.wav"
+        )
+        np.testing.assert_allclose(written, soundfile.read(path)[0], atol=2**-15)
+
+
+def test_where_nothing_is_voiced_the_f0_error_is_unknown(
+    model, sources, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(synthesis, "convert", copies(0.0))
+    paths = sorted(sources.rglob("*.wav"))
+    rows = evaluate.evaluate(model, paths, ["alto"], tmp_path / "out")
+    assert [row["f0_cents"] for row in rows] == [None, None]
+    assert evaluate.summarize(rows)["all"]["f0_cents"] is None
+
+
+def test_summary_is_the_means_of_each_singer_and_of_all():
+    rows = [
+        {"singer": "a", "vde": 0.1, "ffe": 0.2, "f0_cents": 10.0},
+        {"singer": "b", "vde": 0.3, "ffe": 0.4, "f0_cents": None},
+        {"singer": "a", "vde": 0.2, "ffe": 0.6, "f0_cents": 30.0},
+    ]
+    summary = evaluate.summarize(rows)
+    assert list(summary) == ["all", "a", "b"]
+    assert summary["all"] == pytest.approx({"vde": 0.2, "ffe": 0.4, "f0_cents": 20.0})
+    assert summary["a"] == pytest.approx({"vde": 0.15, "ffe": 0.4, "f0_cents": 20.0})
+    assert summary["b"] == {"vde": 0.3, "ffe": 0.4, "f0_cents": None}
+
+
+# The entry point.
+
+
+def test_a_report_has_every_song_by_every_singer(
+    start, sources, model_workdir, tmp_path
+):
+    report = tmp_path / "report"
+    code, out, err = start(
+        evaluate,
+        f"--model={model_workdir}",
+        f"--sources={sources}",
+        f"--output={report}",
+    )
+    assert (code, err) == (0, "")
+    text = (report / "report.json").read_text()
+    content = json.loads(text, parse_constant=pytest.fail)  # no NaN: strict JSON
+    assert content["model"] == str(model_workdir)
+    found = [(row["source"], row["singer"]) for row in content["conversions"]]
+    songs = [str(sources / name / "song.wav") for name in ("anna", "bert")]
+    assert found == [(song_, singer) for song_ in songs for singer in ("alto", "bass")]
+    for singer in ("alto", "bass"):
+        for source in ("anna", "bert"):
+            info = soundfile.info(report / singer / source / "song.wav")
+            assert info.frames == 16_000
+    for row in content["conversions"]:
+        assert 0 <= row["vde"] <= row["ffe"] <= 1
+    header, *lines = out.splitlines()
+    assert header.split() == ["singer", "VDE", "FFE", "f0", "error"]
+    assert [line.split()[0] for line in lines] == ["all", "alto", "bass"]
+    vde = content["summary"]["bass"]["vde"]
+    assert lines[2].split()[1] == f"{vde:.1%}"
+
+
+def test_singers_can_be_chosen(start, sources, model_workdir, tmp_path):
+    code, out, _ = start(
+        evaluate,
+        f"--model={model_workdir}",
+        f"--sources={sources / 'anna'}",
+        f"--output={tmp_path / 'report'}",
+        "--singers=bass",
+        "--transpose=none",
+    )
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["all", "bass"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--singers=bass,tenor"], "singer 'tenor' is unknown; the model knows alto,"),
+        (["--sources=EMPTY"], "EMPTY: holds no audio files; check --sources."),
+        (["--transpose=up"], "--transpose 'up': choose mean, octave, none or"),
+    ],
+)
+def test_wrong_wishes_are_refused(start, sources, model_workdir, tmp_path, flags, said):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, out, err = start(
+        evaluate,
+        f"--model={model_workdir}",
+        f"--sources={sources}",
+        f"--output={tmp_path / 'report'}",
+        *(flag.replace("EMPTY", str(empty)) for flag in flags),
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said.replace('EMPTY', str(empty))}")
+    assert not (tmp_path / "report").exists()
