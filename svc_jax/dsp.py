@@ -30,6 +30,13 @@ def mask(count, total: int):
     return jnp.arange(total)[None] < count[:, None]
 
 
+def hold_last(x, count):
+    """Repeats the last of the first `count` after them: [B, T, ...], [B] int."""
+    axes = (1,) * (x.ndim - 2)
+    last = jnp.take_along_axis(x, (count - 1).reshape(-1, 1, *axes), axis=1)
+    return jnp.where(mask(count, x.shape[1]).reshape(*x.shape[:2], *axes), x, last)
+
+
 def reflect_pad(audio, left: int, right: int, length=None):
     """Pads by reflection at the first and the last sample.
 
@@ -463,8 +470,7 @@ def deltas(coefficients, num_frames=None):
     num_frames = jnp.full(batch, total) if num_frames is None else num_frames
     extra = max(0, DELTA_WIDTH - total)
     x = jnp.pad(coefficients, ((0, 0), (0, extra), (0, 0)), mode="edge")
-    last = jnp.take_along_axis(x, (num_frames - 1)[:, None, None], axis=1)
-    x = jnp.where(mask(num_frames, x.shape[1])[..., None], x, last)
+    x = hold_last(x, num_frames)
     fitted = jnp.maximum(num_frames, DELTA_WIDTH)
     delta = _savitzky_golay(x, 1, 1, fitted)[:, :total]
     delta2 = _savitzky_golay(x, 2, 2, fitted)[:, :total]

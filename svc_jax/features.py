@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from svc_jax import dsp, pitch
@@ -105,14 +106,24 @@ class FeatureExtractor:
         Returns:
           (f0_hz, 0 where unvoiced; confidence), [B, N / hop_length].
         """
+        real_frames = None
+        if length is not None:
+            audio = jnp.where(dsp.mask(length, audio.shape[1]), audio, 0.0)
+            real_frames = 1 + length // self.f0_hop
         if self.crepe is None:
             f0_hz, confidence = pitch.yin(audio, self.geometry.sample_rate, self.f0_hop)
         else:
             activation = pitch.crepe_activation(
-                self.crepe, params.crepe, audio, self.f0_hop, length
+                self.crepe, params.crepe, audio, self.f0_hop
             )
-            decode = pitch.decode_viterbi if viterbi else pitch.decode_argmax
-            f0_hz, confidence = decode(activation)
+            if viterbi:
+                f0_hz, confidence = pitch.decode_viterbi(activation, real_frames)
+            else:
+                f0_hz, confidence = pitch.decode_argmax(activation)
+        if length is not None:
+            f0_hz, confidence = (
+                dsp.hold_last(x, real_frames) for x in (f0_hz, confidence)
+            )
         f0_hz = pitch.voiced_f0(f0_hz, confidence)
         hop_length = self.geometry.hop_length
         num_frames = self.geometry.num_frames(audio.shape[1])

@@ -15,9 +15,11 @@ CENTS_PER_BIN = 20.0
 _REACH = 4  # bins to each side of the peak that are averaged
 _STEP = 11  # bins that the Viterbi path may move in a frame
 _BLOCK = 512  # frames whose back-pointers are held at once
+_NOTHING = -1  # instead of an observed bin: the path moves unseen
+_AFTER = -2  # a frame past the end: the path stays, at no cost
 
 
-def crepe_activation(crepe: Crepe, params, audio, hop_length: int, length=None):
+def crepe_activation(crepe: Crepe, params, audio, hop_length: int):
     """What CREPE hears around every hop.
 
     Args:
@@ -25,18 +27,17 @@ def crepe_activation(crepe: Crepe, params, audio, hop_length: int, length=None):
       params: its weights.
       audio: [B, N] at 16 kHz.
       hop_length: in samples.
-      length: [B] real samples of the N, or None for all; the rest is heard as zeros.
 
     Returns:
-      [B, 1 + N // hop_length, 360]; frame t is centred on sample t * hop_length.
+      [B, 1 + N // hop_length, 360]; frame t is centred on sample t * hop_length. In
+      digital silence, where the network would repeat its biases, all is 0.
     """
-    if length is not None:
-        audio = jnp.where(dsp.mask(length, audio.shape[1]), audio, 0.0)
     half = FRAME_LENGTH // 2
     padded = jnp.pad(audio, ((0, 0), (half, half)))
 
     def listen(frames):
-        return crepe.apply({"params": params}, normalise_frames(frames, 1e-8))[0]
+        activation, _ = crepe.apply({"params": params}, normalise_frames(frames, 1e-8))
+        return activation * jnp.any(frames != 0, axis=-1, keepdims=True)
 
     return dsp.over_blocks(listen, padded, FRAME_LENGTH, hop_length, CREPE_BLOCK)
 
@@ -86,16 +87,18 @@ def decode_argmax(activation):
     return _hz_around(activation, path), activation.max(axis=-1)
 
 
-def decode_viterbi(activation):
+def decode_viterbi(activation, num_frames=None):
     """f0 by the local average around the likeliest path; see `viterbi_path`.
 
     Args:
       activation: [..., T, 360].
+      num_frames: [...] real frames of the T, or None for all.
 
     Returns:
       (f0_hz [..., T], confidence [..., T] in [0, 1]); f0 is given for every frame.
     """
-    return _hz_around(activation, viterbi_path(activation)), activation.max(axis=-1)
+    path = viterbi_path(activation, num_frames)
+    return _hz_around(activation, path), activation.max(axis=-1)
 
 
 def _log_transition() -> np.ndarray:
@@ -121,32 +124,39 @@ def _transition_into() -> np.ndarray:
     return table.astype(np.float32)
 
 
-def viterbi_path(activation):
+def viterbi_path(activation, num_frames=None):
     """The likeliest path of pitch through the strongest bins.
 
     CREPE's model: uniform start; moves of less than 12 bins, nearer ones likelier; a
-    bin is observed as itself with probability 0.1 + 0.9 / 360. Only the scores at the
+    bin is observed as itself with probability 0.1 + 0.9 / 360. A frame without any
+    activation observes nothing, so that a pause does not bend the next note. Only the scores at the
     borders of blocks are kept; back-pointers are made again block by block on the way
     back, so that their memory does not grow with the length.
 
     Args:
       activation: [..., T, 360].
+      num_frames: [...] real frames of the T, or None for all; the path stays where it
+        is after them.
 
     Returns:
       [..., T] int32, bins.
     """
-    leading, num_frames = activation.shape[:-2], activation.shape[-2]
-    observed = jnp.argmax(activation, axis=-1).reshape(-1, num_frames)
-    num_blocks = -(-num_frames // _BLOCK)
-    padding = num_blocks * _BLOCK - num_frames
-    # Frames past the end observe nothing and forbid no path: -1.
-    observed = jnp.pad(observed, ((0, 0), (0, padding)), constant_values=-1)
+    leading, total = activation.shape[:-2], activation.shape[-2]
+    observed = jnp.argmax(activation, axis=-1)
+    observed = jnp.where(activation.max(axis=-1) > 0, observed, _NOTHING)
+    observed = observed.reshape(-1, total)
+    if num_frames is not None:
+        real = dsp.mask(num_frames.reshape(-1), total)
+        observed = jnp.where(real, observed, _AFTER)
+    num_blocks = -(-total // _BLOCK)
+    padding = num_blocks * _BLOCK - total
+    observed = jnp.pad(observed, ((0, 0), (0, padding)), constant_values=_AFTER)
     path = jax.vmap(_viterbi_blocks)(observed.reshape(-1, num_blocks, _BLOCK))
-    return path.reshape(*leading, -1)[..., :num_frames]
+    return path.reshape(*leading, -1)[..., :total]
 
 
 def _viterbi_blocks(observed):
-    """[blocks, _BLOCK] observed bins, -1 where none -> [blocks, _BLOCK] path."""
+    """[blocks, _BLOCK] observed bins, or negative marks -> [blocks, _BLOCK] path."""
     into = _transition_into()
     other, same = np.log(0.9 / NUM_BINS), np.log(0.1 + 0.9 / NUM_BINS)
     bins = np.arange(NUM_BINS)
@@ -163,7 +173,7 @@ def _viterbi_blocks(observed):
 
     def advance(score, bin_observed):
         best = arrivals(score).max(axis=-1)
-        best = jnp.where(bin_observed < 0, score, best + emission(bin_observed))
+        best = jnp.where(bin_observed == _AFTER, score, best + emission(bin_observed))
         return best - best.max(), score
 
     def advance_block(score, block):
@@ -172,7 +182,7 @@ def _viterbi_blocks(observed):
     # The first frame has no predecessor: a score whose arrivals are all equal.
     first = emission(observed[0, 0])
     start = first - first.max()
-    rest = observed.reshape(-1).at[0].set(-1).reshape(observed.shape)
+    rest = observed.reshape(-1).at[0].set(_AFTER).reshape(observed.shape)
     last, starts = lax.scan(advance_block, start, rest)
 
     def trace_block(bin_after, block_and_start):
@@ -183,7 +193,7 @@ def _viterbi_blocks(observed):
             bin_observed, score_before = frame
             pointer = jnp.argmax(arrivals(score_before)[bin_now])
             before = bin_now + pointer - _STEP
-            before = jnp.where(bin_observed < 0, bin_now, before)
+            before = jnp.where(bin_observed == _AFTER, bin_now, before)
             return before, bin_now
 
         return lax.scan(trace, bin_after, (block, scores), reverse=True)

@@ -119,12 +119,12 @@ def test_a_share_of_each_singers_recordings_is_held_out(
 
 
 def test_splits_follow_from_the_names_and_adding_moves_few(tmp_path):
-    names = [f"a/{n}.wav" for n in range(60)]
+    names = [f"a/{n:02d}.wav" for n in range(60)]
     before = splits_of(touch(tmp_path / "x", *names), 0.1)
     assert splits_of(touch(tmp_path / "y", *names[::-1], "b/1.wav"), 0.1).items() > (
         before.items()
     )
-    after = splits_of(touch(tmp_path / "x", *(f"a/n{n}.wav" for n in range(20))), 0.1)
+    after = splits_of(touch(tmp_path / "x", *(f"a/+{n}.wav" for n in range(20))), 0.1)
     moved = [name for name in names if before[name] != after[name]]
     assert len(moved) <= 4
     # Not simply the first or the last ones.

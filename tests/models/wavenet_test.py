@@ -312,7 +312,6 @@ def test_one_sample_sees_6139_of_the_noise():
 
 
 FAR_SIGHTED = {
-    "noise": {"dilations": (1, 2, 4, 8, 16)},
     "loudness": {"loudness_dilations": (1, 2, 4)},
     "asr": {"asr_dilations": (2, 1, 2)},
     "sine": {"sine_dilations": (1, 2, 4, 8, 16)},
