@@ -275,7 +275,7 @@ def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
       hop_length: in samples.
 
     Returns:
-      [B, T] in turns, [0, 1).
+      [B, T] in turns, [0, 1].
     """
     left, right, left_voiced, right_voiced = _edges(f0_hz)
     scale = 2**32 * hop_length / sample_rate

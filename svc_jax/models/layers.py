@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# Flax's own kaiming_normal is a truncated one.
+KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
 
 def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
     """Convolution along time: [B, N, C_in], [K, C_in, C_out] -> [B, N', C_out].
@@ -14,7 +17,7 @@ def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
     `padding` is (before, after); by default what keeps the length at stride 1. It is
     explicit because "SAME" with dilation is mistranslated by ONNX exporters.
     """
-    if kernel.shape[0] == stride == 1:
+    if kernel.shape[0] == stride == 1 and padding is None:
         return x @ kernel[0]  # whose gradients are faster than a convolution's
     if padding is None:
         reach = dilation * (kernel.shape[0] - 1)
@@ -51,7 +54,7 @@ class Conv(nn.Module):
     def normalised_kernel(self, in_channels: int):
         """[kernel_size, in_channels, channels]."""
         shape = (self.kernel_size, in_channels, self.channels)
-        direction = self.param("direction", nn.initializers.kaiming_normal(), shape)
+        direction = self.param("direction", KAIMING_NORMAL, shape)
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(0, 1)))
         scale = self.param("scale", lambda _: norm)
         return direction * (scale / norm)[None, None]
