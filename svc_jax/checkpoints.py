@@ -92,6 +92,12 @@ def write_json(path, value):
     os.replace(partial, path)
 
 
+def has_begun(workdir) -> bool:
+    """Whether a workdir holds a checkpoint; until then it may become any run's."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return folder.is_dir() and any(step.name.isdigit() for step in folder.iterdir())
+
+
 def claim_workdir(workdir, config: ml_collections.ConfigDict):
     """Records a run's config in its workdir, or checks it against the recorded one.
 
@@ -100,7 +106,7 @@ def claim_workdir(workdir, config: ml_collections.ConfigDict):
     """
     path = pathlib.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
-    if path.exists():
+    if path.exists() and has_begun(workdir):
         found = _flatten(json.loads(path.read_text()))
         asked = _flatten(wanted)
         changed = [

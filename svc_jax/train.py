@@ -13,6 +13,8 @@ import shutil
 
 from svc_jax import command_line
 
+SCALES = "feature_scales.json"  # of the perceptual losses, in the workdir
+
 
 def claim_dataset(config, workdir):
     """The dataset of a run, its description and networks kept with the run.
@@ -28,6 +30,7 @@ def claim_dataset(config, workdir):
       UserError: if there is no dataset, or it differs from the run's.
     """
     from data_pipeline import embedded_dataset, schema
+    from svc_jax import checkpoints
     from svc_jax.errors import UserError
 
     workdir = pathlib.Path(workdir)
@@ -40,13 +43,14 @@ def claim_dataset(config, workdir):
             " (data_pipeline.prepare makes one from recordings)."
         )
     card = schema.Card.read(data_dir)
-    if not (workdir / schema.CARD).exists():
+    if not checkpoints.has_begun(workdir):
         shutil.copytree(
             pathlib.Path(data_dir) / schema.FROZEN,
             workdir / schema.FROZEN,
             dirs_exist_ok=True,
         )
         card.write(workdir)
+        (workdir / SCALES).unlink(missing_ok=True)
     elif schema.Card.read(workdir) != card:
         raise UserError(
             f"{data_dir}: not the dataset that {workdir} was trained on; choose another"
@@ -96,7 +100,7 @@ def run_scales(workdir, networks, objective, frozen, batch):
 
     from svc_jax import checkpoints, steps
 
-    path = pathlib.Path(workdir) / "feature_scales.json"
+    path = pathlib.Path(workdir) / SCALES
     if not path.exists():
         measure = jax.jit(functools.partial(steps.feature_scales, networks, objective))
         values = jax.device_get(measure(frozen, batch))

@@ -131,6 +131,8 @@ def tiny_config(dataset) -> Callable[..., ml_collections.ConfigDict]:
         config.data.dir = str(dataset)
         small = {
             "num_steps": 4,
+            "phases.adversarial": 1 / 4,
+            "phases.mixup": 1 / 2,
             "batch_size": 8,  # one for each device
             "geometry.segment_samples": 3200,
             "generator.embedding_size": 6,

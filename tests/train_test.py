@@ -78,6 +78,13 @@ def test_another_config_is_refused_and_named(finished, tiny_config):
         train.train(tiny_config(**{"generator.channels": 8}), finished[0])
 
 
+def test_a_run_that_never_began_may_change_its_config(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="hop_length"):
+        train.train(tiny_config(**{"geometry.hop_length": 80}), tmp_path)
+    checkpoints.claim_workdir(tmp_path, tiny_config())
+    assert checkpoints.load_config(tmp_path).geometry.hop_length == 64
+
+
 def test_harmless_keys_may_change(finished, tiny_config):
     train.train(tiny_config(log_every=2, keep=1), finished[0])
     recorded = json.loads((finished[0] / "config.json").read_text())
