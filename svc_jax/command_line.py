@@ -16,7 +16,7 @@ def define_config():
     flags.mark_flag_as_required("config")
 
 
-def run(main, define_flags, description: str):
+def run(main, define_flags, description: str, *, takes_arguments: bool = False):
     """Runs an entry point.
 
     Flags are defined here and not on import, so that one entry point can call another's
@@ -26,6 +26,7 @@ def run(main, define_flags, description: str):
       main: called with what is left of argv and the flags.
       define_flags: defines them.
       description: the module's docstring, for --help.
+      takes_arguments: whether words that are no flags mean anything to it.
     """
     own = set(flags.FLAGS)
     define_flags()
@@ -36,6 +37,8 @@ def run(main, define_flags, description: str):
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)
         try:
+            if argv[1:] and not takes_arguments:
+                raise UserError(f"{argv[1]!r} is no flag; see --help.")
             return main(argv, flags.FLAGS)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

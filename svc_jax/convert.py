@@ -98,7 +98,7 @@ def define_flags():
 
 def run():
     """Entry point."""
-    command_line.run(main, define_flags, __doc__)
+    command_line.run(main, define_flags, __doc__, takes_arguments=True)
 
 
 if __name__ == "__main__":

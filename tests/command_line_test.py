@@ -17,9 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENTRY_POINTS = (prepare, convert, evaluate, export, train, train_asr)
 
 
-def entry_point(main, define_flags=lambda: None):
+def entry_point(main, define_flags=lambda: None, **options):
     """A module with a `run`, for the fixture `start`."""
-    run = lambda: command_line.run(main, define_flags, "Does it.\n\nMore of it.\n")
+    description = "Does it.\n\nMore of it.\n"
+    run = lambda: command_line.run(main, define_flags, description, **options)
     return types.SimpleNamespace(__name__="entry_point", run=run)
 
 
@@ -39,7 +40,7 @@ def test_what_is_left_of_the_arguments_goes_to_main_with_the_flags(start):
     def main(argv, values):
         seen.append((argv[1:], values.source, values.target, values.way, values.speed))
 
-    module = entry_point(main, define_some)
+    module = entry_point(main, define_some, takes_arguments=True)
     arguments = ["a.wav", "--source=x", "--target", "y", "--speed=4", "b.wav"]
     assert start(module, *arguments) == (0, "", "")
     assert seen == [(["a.wav", "b.wav"], "x", "y", "short", 4)]
@@ -59,6 +60,11 @@ def test_an_error_of_ours_keeps_its_traceback(start):
 
     with pytest.raises(ValueError, match="ours"):
         start(entry_point(main))
+
+
+def test_words_that_mean_nothing_are_refused(start):
+    said = "error: 'song.wav' is no flag; see --help.\n"
+    assert start(entry_point(lambda *_: None), "song.wav") == (2, "", said)
 
 
 # Flags.
