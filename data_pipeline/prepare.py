@@ -75,12 +75,13 @@ def _rank(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def frozen_networks(f0: str, f0_hop: int, wav2letter_path, asr_layer: str):
+def frozen_networks(f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer: str):
     """The extractor and its weights, from where weights come from.
 
     Args:
       f0: crepe-tiny, crepe-full or yin.
       f0_hop: samples between two estimates of f0.
+      crepe_path: CREPE's weights; None for where they are usually found.
       wav2letter_path: its weights.
       asr_layer: whose activations are the ASR features.
 
@@ -94,7 +95,7 @@ def frozen_networks(f0: str, f0_hop: int, wav2letter_path, asr_layer: str):
     capacity = None
     if f0 != "yin":
         capacity = f0.removeprefix("crepe-")
-        found["crepe"] = weights.crepe(capacity)
+        found["crepe"] = weights.crepe(capacity, crepe_path)
     extractor = builders.extractor(
         FrameGeometry(), found["wav2letter"].config, asr_layer, capacity, f0_hop
     )
@@ -290,6 +291,7 @@ def prepare(
     *,
     f0: str = "crepe-tiny",
     f0_hop: int = 160,
+    crepe_path=None,
     wav2letter_path=None,
     asr_layer: str = "wide",
     valid: float = 0.05,
@@ -299,7 +301,7 @@ def prepare(
     Args:
       input_dir: a folder per singer.
       output_dir: made; must not exist or be empty.
-      f0, f0_hop, wav2letter_path, asr_layer: see `frozen_networks`.
+      f0, f0_hop, crepe_path, wav2letter_path, asr_layer: see `frozen_networks`.
       valid: see `find_sources`.
 
     Returns:
@@ -319,7 +321,9 @@ def prepare(
             " --output."
         )
     sources = find_sources(input_dir, valid)
-    extractor, found = frozen_networks(f0, f0_hop, wav2letter_path, asr_layer)
+    extractor, found = frozen_networks(
+        f0, f0_hop, crepe_path, wav2letter_path, asr_layer
+    )
     pitch, reader = found.get("crepe"), found["wav2letter"]
     frozen = FrozenParams(pitch and pitch.params, reader.params)
 
@@ -363,6 +367,7 @@ def main(_, flags):
         flags.output,
         f0=flags.f0,
         f0_hop=flags.f0_hop,
+        crepe_path=flags.crepe,
         wav2letter_path=flags.wav2letter,
         asr_layer=flags.asr_layer,
         valid=flags.valid,
@@ -402,6 +407,9 @@ def define_flags():
         160,
         "Samples between two estimates of pitch; 64 is the exact grid.",
         lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "crepe", None, "Weights of CREPE; by default from cache, package or download."
     )
     flags.DEFINE_string(
         "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."

@@ -236,7 +236,7 @@ def test_records_are_the_whole_of_each_recording(examples, recordings):
 
 
 def test_features_are_those_of_the_extractor(examples, recordings, wav2letter_file):
-    extractor, used = prepare.frozen_networks("yin", 160, wav2letter_file, "wide")
+    extractor, used = prepare.frozen_networks("yin", 160, None, wav2letter_file, "wide")
     frozen = FrozenParams(None, used["wav2letter"].params)
     for name, records in by_recording(examples).items():
         pcm, _ = soundfile.read(recordings / name, dtype="float32")
@@ -496,3 +496,13 @@ def test_an_empty_folder_may_be_the_output(odd, tmp_path, wav2letter_file):
     )
     assert len(refused) == 2
     assert json.loads((tmp_path / "dataset_info.json").read_text())["name"] == "singing"
+
+
+def test_crepes_weights_may_be_named(wav2letter_file, test_data):
+    path = test_data / "weights" / "model-tiny.h5.bz2"
+    _, found = prepare.frozen_networks("crepe-tiny", 160, path, wav2letter_file, "wide")
+    assert found["crepe"].source == str(path)
+    with pytest.raises(UserError, match=r"no/such\.h5"):
+        prepare.frozen_networks(
+            "crepe-tiny", 160, "no/such.h5", wav2letter_file, "wide"
+        )
