@@ -113,7 +113,7 @@ def init_generator(generator: nn.Module, extractor: FeatureExtractor, rng):
     return generator.init(rng, features, singer_id, noise, method=_sing)["params"]
 
 
-def init_state(networks: Networks, optimizers: Optimizers, rng) -> TrainState:
+def init_state(networks: Networks, tx: Optimizers, rng) -> TrainState:
     """A fresh state; call it under `jit` with shardings, so that it is born sharded."""
     rng_generator, rng_discriminator = jax.random.split(rng)
     generator = init_generator(networks.generator, networks.extractor, rng_generator)
@@ -122,10 +122,8 @@ def init_state(networks: Networks, optimizers: Optimizers, rng) -> TrainState:
     )["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        generator=NetworkState(generator, optimizers.generator.init(generator)),
-        discriminator=NetworkState(
-            discriminator, optimizers.discriminator.init(discriminator)
-        ),
+        generator=NetworkState(generator, tx.generator.init(generator)),
+        discriminator=NetworkState(discriminator, tx.discriminator.init(discriminator)),
         ema_params=jax.tree.map(jnp.copy, generator),
     )
 
@@ -259,7 +257,7 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
 
 def train_step(
     networks: Networks,
-    optimizers_: Optimizers,
+    tx: Optimizers,
     objective: Objective,
     phase: Phase,
     state: TrainState,
@@ -271,7 +269,7 @@ def train_step(
     """One update of D, then of G against the new D.
 
     Args:
-      networks, optimizers_, objective, phase: fixed for a compiled step.
+      networks, tx, objective, phase: fixed for a compiled step.
       state: donated.
       batch: training segments.
       frozen: weights that are never updated; no gradient reaches them.
@@ -326,13 +324,11 @@ def train_step(
 
     discriminator = state.discriminator
     if phase.adversarial:
-        rate = optimizers_.discriminator_rate(state.step)
+        rate = tx.discriminator_rate(state.step)
         loss, grads = jax.value_and_grad(discriminator_loss)(
             discriminator.params, jax.lax.stop_gradient(fake)
         )
-        discriminator = optimizers.apply(
-            optimizers_.discriminator, discriminator, grads, rate
-        )
+        discriminator = optimizers.apply(tx.discriminator, discriminator, grads, rate)
         metrics["loss/discriminator"] = loss / len(names)
         metrics["grad_norm/discriminator"] = optax.tree.norm(grads)
         metrics["learning_rate/discriminator"] = rate
@@ -341,8 +337,8 @@ def train_step(
         fake, discriminator.params
     )
     (grads,) = pull_back(fake_grads)
-    rate = optimizers_.generator_rate(state.step)
-    generator = optimizers.apply(optimizers_.generator, state.generator, grads, rate)
+    rate = tx.generator_rate(state.step)
+    generator = optimizers.apply(tx.generator, state.generator, grads, rate)
 
     for name, value in terms.items():
         count = len(names) - (name == "spectral" and phase.unaligned)
