@@ -65,7 +65,7 @@ def pitch_network() -> str:
     from svc_jax import weights
 
     try:
-        weights.crepe("tiny")
+        weights.crepe("tiny", allow_download=False)
     except UserError as error:
         print(f"note: {error}")
         print("note: the demo goes on with YIN for the pitch and without L_crepe.")

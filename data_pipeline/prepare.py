@@ -412,7 +412,9 @@ def define_flags():
         "crepe", None, "Weights of CREPE; by default from cache, package or download."
     )
     flags.DEFINE_string(
-        "wav2letter", None, "Weights of Wav2Letter: .safetensors of train_asr, or .h5."
+        "wav2letter",
+        None,
+        "Weights of Wav2Letter: .safetensors of train_asr, or .h5; else downloaded.",
     )
     flags.DEFINE_enum(
         "asr_layer", "wide", ["hidden", "wide", "logits"], "Whose activations are kept."

@@ -1,7 +1,7 @@
 """The demo: trains on the embedded corpus, converts a song, compares with the truth.
 
-Everything lands under runs/demo: the training run, source.wav, converted.wav, truth.wav
-and comparison.png. A second run resumes, or only converts again.
+Everything lands under runs/demo: the training run, source.wav, before.wav, converted.wav,
+truth.wav and comparison.png. A second run resumes, or only converts again.
 """
 
 import pathlib

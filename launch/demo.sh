@@ -3,4 +3,5 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh" train data plot
-exec python "$here/demo.py" "$@"
+cd "$here/.."
+exec python launch/demo.py

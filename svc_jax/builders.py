@@ -132,6 +132,12 @@ def run_optimizers(config) -> steps.Optimizers:
 def objective(config) -> steps.Objective:
     """Weights and settings of the loss terms."""
     section = config.loss
+    layers = ("hidden", "wide", "logits")
+    if section.content_layer not in layers:
+        raise UserError(
+            f"config.loss.content_layer is {section.content_layer!r}; choose one of"
+            f" {', '.join(layers)}."
+        )
     return steps.Objective(
         weights=section.weights.to_dict(),
         fft_sizes=tuple(section.fft_sizes),

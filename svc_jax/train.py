@@ -62,7 +62,7 @@ def claim_dataset(config, workdir):
 def load_frozen(config, card, folder):
     """The frozen networks of the losses, and their weights.
 
-    L_crepe hears by CREPE tiny whatever made the dataset's f0.
+    L_crepe and the f0 of mixup hear by CREPE tiny whatever made the dataset's f0.
 
     Args:
       config: of the run.
@@ -88,6 +88,7 @@ def load_frozen(config, card, folder):
         wav2letter.config,
         card.asr["layer"],
         "tiny" if crepe else None,
+        card.f0["hop_length"],
     )
     return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
 
@@ -127,9 +128,15 @@ def train(config, workdir):
 
     from data_pipeline import input_pipeline
     from svc_jax import builders, checkpoints, metrics, sharding, steps
+    from svc_jax.errors import UserError
     from svc_jax.types import Batch
 
     geometry = builders.geometry(config)
+    if config.batch_size % jax.device_count():
+        raise UserError(
+            f"config.batch_size {config.batch_size} cannot be split over"
+            f" {jax.device_count()} devices; make it a multiple."
+        )
     checkpoints.claim_workdir(workdir, config)
     data_dir, card = claim_dataset(config, workdir)
     extractor, frozen = load_frozen(config, card, workdir)

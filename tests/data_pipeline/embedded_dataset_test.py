@@ -25,7 +25,7 @@ def test_without_crepe_the_demo_goes_on_and_says_so(monkeypatch, capsys):
 
 
 def test_with_crepe_the_demo_uses_it(monkeypatch, capsys):
-    monkeypatch.setattr(weights, "crepe", lambda capacity: None)
+    monkeypatch.setattr(weights, "crepe", lambda capacity, **options: None)
     assert embedded_dataset.pitch_network() == "crepe-tiny"
     assert capsys.readouterr().out == ""
 
