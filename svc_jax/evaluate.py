@@ -4,7 +4,7 @@
 
 Each source is sung by each singer. VDE, FFE and the f0 error are those of the result
 against the f0 it was asked for, both heard by the model's own pitch tracker. Results:
-REPORT/report.json and the converted files.
+OUTPUT/report.json and OUTPUT/<singer>/*.wav.
 """
 
 import os
