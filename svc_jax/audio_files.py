@@ -70,7 +70,7 @@ def read(path, sample_rate: int) -> Recording:
         if not path.stat().st_size:
             raise UserError(f"{path}: is empty; record it again.") from error
         raise UserError(
-            f"{path}: not readable as audio ({_reason(error)}); convert it to wav or"
+            f"{path}: not readable as audio ({reason(error)}); convert it to wav or"
             " flac."
         ) from error
     if not audio.size:
@@ -154,11 +154,11 @@ def write(path, audio, sample_rate: int, subtype: str | None = None):
             partial.unlink(missing_ok=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(
-            f"{path}: cannot be written ({_reason(error)}); name another --output."
+            f"{path}: cannot be written ({reason(error)}); name another --output."
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What soundfile or the system says, without the path and the full stop."""
     for attribute in ("error_string", "strerror"):
         if said := getattr(error, attribute, None):

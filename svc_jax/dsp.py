@@ -398,6 +398,42 @@ def _dct(num_out: int, num_in: int) -> np.ndarray:
     return basis.astype(np.float32)
 
 
+def log_mel(audio, length=None):
+    """Mel spectrum in dB at 16 kHz, as librosa's defaults give it before its floor.
+
+    Args:
+      audio: [B, N] at 16 kHz.
+      length: [B] real samples of the N, or None for all.
+
+    Returns:
+      [B, 1 + N // 160, 128].
+    """
+    power = power_spectrum(audio, MFCC_FFT, MFCC_HOP, length)
+    mel = power @ mel_filterbank(16_000, MFCC_FFT, 128)
+    return 10.0 * jnp.log10(jnp.maximum(mel, 1e-10))
+
+
+def log_mel_peak(log_mel, num_frames=None):
+    """The loudest value of the real frames: [B, T, 128], [B] or None -> [B]."""
+    if num_frames is not None:
+        is_real = mask(num_frames, log_mel.shape[1])
+        log_mel = jnp.where(is_real[..., None], log_mel, -jnp.inf)
+    return jnp.max(log_mel, axis=(1, 2))
+
+
+def cepstrum(log_mel, peak):
+    """13 MFCCs of a mel spectrum floored 80 dB below a peak.
+
+    Args:
+      log_mel: [B, T, 128] in dB.
+      peak: [B] in dB, of the whole recording.
+
+    Returns:
+      [B, T, 13].
+    """
+    return jnp.maximum(log_mel, peak[:, None, None] - 80.0) @ _dct(NUM_MFCC, 128)
+
+
 def mfcc(audio, length=None):
     """13 MFCCs at 16 kHz as librosa's defaults give them (method.md, section 7).
 
@@ -408,15 +444,9 @@ def mfcc(audio, length=None):
     Returns:
       [B, 1 + N // 160, 13]; the loudest real frame sets the 80 dB floor.
     """
-    power = power_spectrum(audio, MFCC_FFT, MFCC_HOP, length)
-    mel = power @ mel_filterbank(16_000, MFCC_FFT, 128)
-    log_mel = 10.0 * jnp.log10(jnp.maximum(mel, 1e-10))
-    real = log_mel
-    if length is not None:
-        is_real = mask(1 + length // MFCC_HOP, log_mel.shape[1])
-        real = jnp.where(is_real[..., None], log_mel, -jnp.inf)
-    floor = jnp.max(real, axis=(1, 2), keepdims=True) - 80.0
-    return jnp.maximum(log_mel, floor) @ _dct(NUM_MFCC, 128)
+    spectrum = log_mel(audio, length)
+    num_frames = None if length is None else 1 + length // MFCC_HOP
+    return cepstrum(spectrum, log_mel_peak(spectrum, num_frames))
 
 
 def _polynomial_fit(order: int, deriv: int) -> np.ndarray:

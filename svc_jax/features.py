@@ -124,9 +124,21 @@ class FeatureExtractor:
             f0_hz, confidence = (
                 dsp.hold_last(x, real_frames) for x in (f0_hz, confidence)
             )
+        num_frames = self.geometry.num_frames(audio.shape[1])
+        return self.f0_on_grid(f0_hz, confidence, num_frames)
+
+    def f0_on_grid(self, f0_hz, confidence, num_frames: int):
+        """f0 of every estimate to f0 on the grid of hop_length, 0 where unvoiced.
+
+        Args:
+          f0_hz, confidence: [B, T'], f0_hop samples apart.
+          num_frames: T.
+
+        Returns:
+          (f0_hz, confidence), [B, T].
+        """
         f0_hz = pitch.voiced_f0(f0_hz, confidence)
         hop_length = self.geometry.hop_length
-        num_frames = self.geometry.num_frames(audio.shape[1])
         nearest = (np.arange(num_frames) * hop_length + self.f0_hop // 2) // self.f0_hop
         nearest = np.minimum(nearest, confidence.shape[1] - 1)
         f0_hz = dsp.interpolate_f0(f0_hz, self.f0_hop, hop_length, num_frames)

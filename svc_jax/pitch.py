@@ -55,8 +55,8 @@ def cents_to_hz(cents):
     return 10.0 * 2.0 ** (cents / 1200.0)
 
 
-def _hz_around(activation, path):
-    """The activation-weighted mean of the pitches near a path.
+def hz_around(activation, path):
+    """The activation-weighted mean of the pitches near a path of bins.
 
     Args:
       activation: [..., T, 360].
@@ -84,7 +84,7 @@ def decode_argmax(activation):
       (f0_hz [..., T], confidence [..., T] in [0, 1]); f0 is given for every frame.
     """
     path = jnp.argmax(activation, axis=-1)
-    return _hz_around(activation, path), activation.max(axis=-1)
+    return hz_around(activation, path), activation.max(axis=-1)
 
 
 def decode_viterbi(activation, num_frames=None):
@@ -98,7 +98,7 @@ def decode_viterbi(activation, num_frames=None):
       (f0_hz [..., T], confidence [..., T] in [0, 1]); f0 is given for every frame.
     """
     path = viterbi_path(activation, num_frames)
-    return _hz_around(activation, path), activation.max(axis=-1)
+    return hz_around(activation, path), activation.max(axis=-1)
 
 
 def _log_transition() -> np.ndarray:
@@ -141,9 +141,33 @@ def viterbi_path(activation, num_frames=None):
     Returns:
       [..., T] int32, bins.
     """
-    leading, total = activation.shape[:-2], activation.shape[-2]
-    observed = jnp.argmax(activation, axis=-1)
-    observed = jnp.where(activation.max(axis=-1) > 0, observed, _NOTHING)
+    return path_through(observed_bins(activation), num_frames)
+
+
+def observed_bins(activation):
+    """The strongest bin of each frame, -1 without any activation.
+
+    Args:
+      activation: [..., T, 360].
+
+    Returns:
+      [..., T] int32.
+    """
+    strongest = jnp.argmax(activation, axis=-1)
+    return jnp.where(activation.max(axis=-1) > 0, strongest, _NOTHING)
+
+
+def path_through(observed, num_frames=None):
+    """`viterbi_path`, from all that it needs of the activation.
+
+    Args:
+      observed: [..., T] int32, from `observed_bins`.
+      num_frames: [...] real frames of the T, or None for all.
+
+    Returns:
+      [..., T] int32, bins.
+    """
+    leading, total = observed.shape[:-1], observed.shape[-1]
     observed = observed.reshape(-1, total)
     if num_frames is not None:
         real = dsp.mask(num_frames.reshape(-1), total)

@@ -1,0 +1,220 @@
+"""Features of recordings too long to be held in memory, the same as of the whole.
+
+Two passes over blocks of the audio (method.md, section 1). The first finds what belongs
+to the whole recording: the loudest mel value, MFCCs with their means and deviations,
+and what CREPE hears, through which the path of the pitch is then laid. The second reads
+content, block by block. Each block is heard with its surroundings, so that no border is.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from svc_jax import dsp, pitch
+from svc_jax.features import Extracted, FeatureExtractor, FrozenParams
+from svc_jax.models.crepe import NUM_BINS
+from svc_jax.types import Features
+
+BLOCK_SECONDS = 20  # of audio whose features are made at once
+
+
+class LongRecording:
+    """A recording that is read in parts, and its features.
+
+    Whole seconds are on the grid of every feature, so blocks are made of them.
+
+    Args:
+      extractor: makes the features.
+      params: its weights.
+      read: (first, last) -> float32 [last - first], samples of the recording.
+      num_samples: of the recording, a multiple of asr_hop_length.
+      block_seconds: length of a block.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        params: FrozenParams,
+        read: Callable[[int, int], np.ndarray],
+        num_samples: int,
+        block_seconds: int = BLOCK_SECONDS,
+    ):
+        self._extractor = extractor
+        self._params = params
+        self._read = read
+        self._num_samples = num_samples
+        rate = extractor.geometry.sample_rate
+        # Of all windows, Wav2Letter's reaches furthest.
+        around = -(-extractor.wav2letter.context_frames() // 50) + 1
+        self._context = around * rate
+        self._block = block_seconds * rate
+        self._starts = range(0, num_samples, self._block)
+
+    def extract(self) -> Extracted:
+        """All features but those of content, whose array stays empty.
+
+        Returns:
+          Extracted of numpy arrays without the axis B, asr_features [0, D]; see
+          `content`.
+        """
+        extractor, geometry = self._extractor, self._extractor.geometry
+        loudness, peaks, pitches = [], [], []
+        with tempfile.TemporaryFile() as activations:
+            for audio, length, block in self._blocks():
+                heard = _hear(extractor, self._params, audio, length)
+                heard = jax.device_get(heard)
+                loudness.append(block.cut(heard["loudness"][0], geometry.hop_length))
+                peaks.append(block.cut(heard["log_mel_peak"][0], self._mfcc_hop).max())
+                found = [block.cut(x[0], self._f0_hop) for x in heard["pitch"]]
+                if extractor.crepe is None:
+                    pitches.append(found)
+                else:
+                    activations.write(found[0].tobytes())
+                    pitches.append((found[1], found[0].max(axis=-1)))
+            decoded, confidence = (np.concatenate(x) for x in zip(*pitches))
+            if extractor.crepe is not None:
+                path = np.asarray(_path(decoded[None]))[0]
+                activations.seek(0)
+                decoded = np.concatenate(
+                    [
+                        np.asarray(pitch.hz_around(*pair))
+                        for pair in _pairs(activations, path)
+                    ]
+                )
+        f0_hz, f0_confidence = extractor.f0_on_grid(
+            decoded[None], confidence[None], geometry.num_frames(self._num_samples)
+        )
+        self._mfcc, stats = self._read_mfcc(np.float32(max(peaks)))
+        num_frames = geometry.num_frames(self._num_samples)
+        features = Features(
+            np.asarray(f0_hz)[0],
+            np.concatenate(loudness)[:num_frames],
+            np.zeros((0, extractor.asr_size), np.float32),
+        )
+        return Extracted(features, np.asarray(f0_confidence)[0], stats)
+
+    def content(self) -> Iterator[np.ndarray]:
+        """After `extract`, the ASR features: float32 [A', D] for block after block."""
+        extractor, geometry = self._extractor, self._extractor.geometry
+        per_sample = 100 / geometry.sample_rate  # frames of the MFCCs
+        most = round((self._block + 2 * self._context) * per_sample)
+        for _, length, block in self._blocks(empty=True):
+            first = round(block.first * per_sample)
+            mfcc = self._mfcc[first : first + most]
+            # A recording's last frame is the one that stands on its last sample.
+            ends = block.first + length[0] == self._num_samples
+            count = len(mfcc) if ends else min(len(mfcc), most)
+            padded = np.zeros((1, most + 1, mfcc.shape[1]), np.float32)
+            padded[0, : len(mfcc)] = mfcc
+            if ends and first + most < len(self._mfcc):
+                padded[0, most], count = self._mfcc[first + most], most + 1
+            read = _read(extractor, self._params, padded, np.asarray([count], np.int32))
+            yield block.cut(np.asarray(read[0]), geometry.asr_hop_length, surplus=0)
+
+    @property
+    def _f0_hop(self) -> float:
+        """Samples of the recording between two estimates of f0."""
+        return self._extractor.f0_hop * self._extractor.geometry.sample_rate / 16_000
+
+    @property
+    def _mfcc_hop(self) -> float:
+        """Samples of the recording between two MFCCs."""
+        return dsp.MFCC_HOP * self._extractor.geometry.sample_rate / 16_000
+
+    def _blocks(self, empty: bool = False):
+        """Yields (audio [1, context + block + context], length [1], _Block)."""
+        size = self._block + 2 * self._context
+        for start in self._starts:
+            first = max(0, start - self._context)
+            last = min(first + size, self._num_samples)
+            audio = np.zeros((1, size), np.float32)
+            if not empty:
+                audio[0, : last - first] = self._read(first, last)
+            block = _Block(first, start, start + self._block, self._num_samples)
+            yield audio, np.asarray([last - first], np.int32), block
+
+    def _read_mfcc(self, peak):
+        """(normalised MFCCs and their derivatives, float32 [T, 39]; stats [3, 2])."""
+        parts = []
+        for audio, length, block in self._blocks():
+            mfcc = _mfcc(self._extractor, audio, length, peak[None])
+            parts.append(block.cut(np.asarray(mfcc)[0], self._mfcc_hop))
+        blocks = dsp.deltas(jnp.asarray(np.concatenate(parts))[None])
+        stats = dsp.mfcc_stats(blocks)
+        return np.asarray(dsp.normalise_mfcc(blocks, stats))[0], np.asarray(stats)[0]
+
+
+class _Block:
+    """Where a block lies: audio is heard from `first` on, features are of [start, stop).
+
+    All in samples of the recording, of which there are `total`.
+    """
+
+    def __init__(self, first: int, start: int, stop: int, total: int):
+        self.first, self._start = first, start
+        self._is_last = stop >= total
+        self._stop = min(stop, total)
+
+    def cut(self, frames, hop, surplus: int = 1):
+        """Of the frames [T, ...] of what was heard, those of the block.
+
+        Args:
+          frames: on a grid of `hop` samples that begins at `first`.
+          hop: in samples.
+          surplus: frames that a whole recording has beyond its length.
+        """
+        begin = round((self._start - self.first) / hop)
+        end = round((self._stop - self.first) / hop)
+        return frames[begin : end + surplus * self._is_last]
+
+
+def _pairs(activations, path):
+    """(activation [t, 360], path [t]) in turns, read from a file of float32."""
+    at_once = 8192  # frames
+    for first in range(0, len(path), at_once):
+        part = path[first : first + at_once]
+        data = activations.read(len(part) * NUM_BINS * 4)
+        yield np.frombuffer(data, np.float32).reshape(-1, NUM_BINS), part
+
+
+_path = jax.jit(pitch.path_through)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hear(extractor: FeatureExtractor, params, audio, length):
+    """What can be heard in one pass.
+
+    Returns:
+      dict of loudness [1, t]; log_mel_peak [1, t], the loudest mel value of each frame;
+      pitch, (activation, strongest bin) of CREPE or (f0, confidence) of YIN.
+    """
+    geometry = extractor.geometry
+    loudness = dsp.loudness_db(
+        audio, geometry.sample_rate, geometry.hop_length, length
+    )
+    log_mel_peak = dsp.log_mel(audio, length).max(axis=-1)
+    if extractor.crepe is None:
+        heard = pitch.yin(audio, geometry.sample_rate, extractor.f0_hop)
+    else:
+        activation = pitch.crepe_activation(
+            extractor.crepe, params.crepe, audio, extractor.f0_hop
+        )
+        heard = activation, pitch.observed_bins(activation)
+    return {"loudness": loudness, "log_mel_peak": log_mel_peak, "pitch": heard}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mfcc(extractor: FeatureExtractor, audio, length, peak):
+    return dsp.cepstrum(dsp.log_mel(audio, length), peak)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(extractor: FeatureExtractor, params, mfcc, num_frames):
+    activations = extractor.wav2letter.apply(
+        {"params": params.wav2letter}, mfcc, num_frames
+    )
+    return activations[extractor.asr_layer]
