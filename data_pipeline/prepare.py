@@ -1,388 +1,440 @@
-"""Makes a dataset from recordings.
+"""Makes a dataset from recordings, and says what is wrong with them.
 
   python -m data_pipeline.prepare --input recordings/ --output datasets/choir \\
       --wav2letter wav2letter.safetensors
 
-`recordings/` has a folder per singer: recordings/<singer>/**/*.{wav,flac,ogg,mp3}.
-Record isolated voices: no accompaniment, no choir. The output is in the layout of
-tensorflow-datasets; `tfds.builder_from_directory` opens it.
+`recordings/` has a folder per singer: recordings/<singer>/**/*.{wav,flac,ogg,mp3,opus}.
+Or it is a table with the columns path, singer and, if you like, split and song. Record
+isolated voices: no accompaniment, no choir.
+
+Each recording gets a verdict in OUTPUT/report.tsv; report.html shows them. The output
+is in the layout of tensorflow-datasets; `tfds.builder_from_directory` opens it.
+Features are kept in a cache beside it: a run that was stopped, or is repeated, makes
+only those that are missing.
 """
 
 import dataclasses
-import hashlib
-import itertools
+import logging
+import os
 import pathlib
-import shutil
 import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 from svc_jax import command_line
 
+CACHE = ".features"  # beside the dataset
+
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A recording to prepare."""
-
-    path: pathlib.Path
-    singer: str
-    name: str  # singer/relative path, "/" between
-    split: str
-
-
-def find_sources(folder, valid: float) -> list[Source]:
-    """Recordings in a folder per singer, each assigned to a split by its name.
-
-    Args:
-      folder: DIR/<singer>/**/*.
-      valid: share for validation; unless it is 0, at least one of a singer's
-        recordings, but never all. Chosen by a hash of the name: adding recordings
-        moves few.
-
-    Raises:
-      UserError: if there is no folder, no singer, or a singer without audio.
-    """
-    from svc_jax import audio_files
-    from svc_jax.errors import UserError
-
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of recordings; check --input.")
-    singers = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    if not singers:
-        raise UserError(
-            f"{folder}: holds no folders; put each singer's recordings in a folder"
-            f" named after the singer, as {folder / 'alto' / 'song.wav'}."
-        )
-    sources = []
-    for singer in singers:
-        paths = audio_files.find(singer)
-        if not paths:
-            endings = " ".join(audio_files.EXTENSIONS)
-            raise UserError(
-                f"{singer}: holds no audio ({endings}); add some or remove the folder."
-            )
-        names = {p: p.relative_to(folder).as_posix() for p in paths}
-        ranked = sorted(paths, key=lambda p: _rank(names[p]))
-        num_valid = max(round(valid * len(paths)), 1) if valid else 0
-        held_out = set(ranked[: min(num_valid, len(paths) - 1)])
-        sources += [
-            Source(p, singer.name, names[p], "validation" if p in held_out else "train")
-            for p in paths
-        ]
-    return sources
-
-
-def _rank(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
-def frozen_networks(f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer: str):
-    """The extractor and its weights, from where weights come from.
-
-    Args:
-      f0: crepe-tiny, crepe-full or yin.
-      f0_hop: samples between two estimates of f0.
-      crepe_path: CREPE's weights; None for where they are usually found.
-      wav2letter_path: its weights.
-      asr_layer: whose activations are the ASR features.
-
-    Returns:
-      (FeatureExtractor, dict of name -> svc_jax.weights.Weights).
-    """
-    from svc_jax import builders, weights
-    from svc_jax.geometry import FrameGeometry
-
-    found = {"wav2letter": weights.wav2letter(wav2letter_path)}
-    capacity = None
-    if f0 != "yin":
-        capacity = f0.removeprefix("crepe-")
-        found["crepe"] = weights.crepe(capacity, crepe_path)
-    extractor = builders.extractor(
-        FrameGeometry(), found["wav2letter"].config, asr_layer, capacity, f0_hop
-    )
-    return extractor, found
-
-
-def to_records(audio, extracted, geometry, *, singer_id: int, recording: str):
-    """Cuts a recording with its features into records of at most 10 s, even in length.
-
-    Args:
-      audio: float32 [N], N on every grid.
-      extracted: features.Extracted of one recording, without the axis B.
-      geometry: of its features.
-      singer_id: of its singer.
-      recording: its name.
-
-    Yields:
-      dicts named as in schema.FEATURES.
-    """
-    import numpy as np
-
-    from data_pipeline import schema
-
-    total = geometry.num_asr_frames(audio.size)
-    most = int(schema.MAX_RECORD_SECONDS * geometry.asr_frame_rate)
-    count = -(-total // most)
-    ratio = geometry.asr_hop_length // geometry.hop_length
-    borders = np.linspace(0, total, count + 1).astype(int)
-    for first, last in itertools.pairwise(borders):
-        samples = slice(first * geometry.asr_hop_length, last * geometry.asr_hop_length)
-        frames = slice(first * ratio, last * ratio)
-        yield {
-            "audio": audio[samples],
-            "f0_hz": extracted.features.f0_hz[frames],
-            "f0_confidence": extracted.f0_confidence[frames],
-            "loudness_db": extracted.features.loudness_db[frames],
-            "asr_features": extracted.features.asr_features[first:last].astype(
-                np.float16
-            ),
-            "asr_stats": extracted.asr_stats,
-            "singer_id": singer_id,
-            "recording": recording,
-            "position": samples.start,
-        }
-
-
-def dataset_writer(folder, asr_size: int):
-    """A writer of TFRecords in the layout of tensorflow-datasets, both splits open."""
-    import numpy as np
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import sequential_writer
-
-    from data_pipeline import schema
-
-    axes = {"samples": None, "frames": None, "asr_frames": None, "asr_size": asr_size}
-
-    def feature(shape, dtype):
-        if dtype == "str":
-            return tfds.features.Text()
-        return tfds.features.Tensor(
-            shape=tuple(axes.get(axis, axis) for axis in shape),
-            dtype=np.dtype(dtype),
-            # TFRecords know no float16.
-            encoding="bytes" if dtype == "float16" else "none",
-        )
-
-    features = tfds.features.FeaturesDict(
-        {name: feature(*spec) for name, spec in schema.FEATURES.items()}
-    )
-    identity = tfds.core.DatasetIdentity(
-        name=schema.NAME,
-        version=tfds.core.Version(schema.VERSION),
-        data_dir=str(folder),
-        module_name=__name__,
-        release_notes=schema.RELEASE_NOTES,
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    writer = sequential_writer.SequentialWriter(info, max_examples_per_shard=256)
-    writer.initialize_splits(["train", "validation"])
-    return writer
-
-
-def save_frozen(folder, found):
-    """Keeps the networks that made the features with the dataset."""
-    from data_pipeline import schema
-    from svc_jax import weight_files
-
-    for kind, frozen in found.items():
-        path = pathlib.Path(folder) / schema.FROZEN / f"{kind}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        weight_files.save_safetensors(path, frozen.params, frozen.config, kind)
-
-
-@dataclasses.dataclass
-class Tally:
-    """What came of the recordings.
+class Existing:
+    """A dataset that is added to.
 
     Attributes:
-      voiced: singer -> list of voiced f0 in Hz, one array a recording.
-      minutes: singer -> minutes used.
-      refused: Source -> why it was left out.
+      card: its description.
+      table: rows of its report.
+      shard_lengths: split -> records in each of its files.
     """
 
-    voiced: dict
-    minutes: dict
-    refused: dict
-
-
-def write_records(sources, extractor, frozen, folder) -> Tally:
-    """Extracts the features of recordings and writes them as TFRecords.
-
-    Args:
-      sources: list of Source.
-      extractor: FeatureExtractor.
-      frozen: its FrozenParams.
-      folder: of the dataset.
-
-    Returns:
-      The Tally; a recording that cannot be read is in it, not in the dataset.
-    """
-    import numpy as np
-    from tqdm import tqdm
-
-    from svc_jax import audio_files
-    from svc_jax.errors import UserError
-
-    geometry = extractor.geometry
-    names = sorted({source.singer for source in sources})
-    tally = Tally({name: [] for name in names}, dict.fromkeys(names, 0.0), {})
-    writer = dataset_writer(folder, extractor.asr_size)
-    with tqdm(sources, unit="file", disable=None) as bar:
-        for source in bar:
-            try:
-                audio = audio_files.read(source.path, geometry.sample_rate).audio
-            except UserError as error:
-                tally.refused[source] = str(error)
-                continue
-            tally.minutes[source.singer] += audio.size / geometry.sample_rate / 60
-            length = max(geometry.padded_length(audio.size), geometry.segment_samples)
-            audio = np.pad(audio, (0, length - audio.size))
-            extracted = extractor.extract_recordings(frozen, [audio])[0]
-            f0_hz = extracted.features.f0_hz
-            tally.voiced[source.singer].append(f0_hz[f0_hz > 0])
-            records = to_records(
-                audio,
-                extracted,
-                geometry,
-                singer_id=names.index(source.singer),
-                recording=source.name,
-            )
-            writer.add_examples({source.split: list(records)})
-            hours = sum(tally.minutes.values()) / 60
-            elapsed = max(bar.format_dict["elapsed"], 1e-3) / 3600
-            bar.set_postfix_str(f"{hours / elapsed:.1f} h of audio per hour")
-    writer.close_all()
-    return tally
-
-
-def describe_singers(tally: Tally):
-    """schema.Singers in the order of their ids.
-
-    Raises:
-      UserError: for a singer without a usable recording, or whose pitch is never heard.
-    """
-    import numpy as np
-
-    from data_pipeline import schema
-    from svc_jax.errors import UserError
-
-    singers = []
-    for name, voiced in tally.voiced.items():
-        if not voiced:
-            refused = tally.refused.items()
-            why = next(reason for source, reason in refused if source.singer == name)
-            raise UserError(f"singer {name!r}: no recording is usable ({why})")
-        f0_hz, minutes = np.concatenate(voiced), tally.minutes[name]
-        if not f0_hz.size:
-            raise UserError(
-                f"singer {name!r}: no pitch was heard in {minutes:.1f} minutes; record"
-                " a voice alone, without accompaniment."
-            )
-        low, high = np.percentile(f0_hz, [1, 99])
-        mean = f0_hz.mean(dtype=np.float64)
-        singers.append(
-            schema.Singer(name, float(mean), float(low), float(high), minutes)
-        )
-    return tuple(singers)
+    card: Any
+    table: list[dict[str, str]]
+    shard_lengths: dict[str, list[int]]
 
 
 def prepare(
-    input_dir,
+    inputs,
     output_dir,
     *,
+    geometry=None,
     f0: str = "crepe-tiny",
     f0_hop: int = 160,
     crepe_path=None,
     wav2letter_path=None,
     asr_layer: str = "wide",
+    normalize: float | None = None,
     valid: float = 0.05,
+    strict: bool = False,
+    append: bool = False,
+    file_format: str = "tfrecord",
+    cache_dir=None,
+    runner: str = "DirectRunner",
+    beam_options: Sequence[str] = (),
 ) -> list[str]:
     """Writes a dataset; see the module's first lines.
 
     Args:
-      input_dir: a folder per singer.
-      output_dir: made; must not exist or be empty.
-      f0, f0_hop, crepe_path, wav2letter_path, asr_layer: see `frozen_networks`.
-      valid: see `find_sources`.
+      inputs: a folder or table, several, or a list of sources.Source.
+      output_dir: made; must not exist or be empty, unless `append`.
+      geometry: of the features; None for FrameGeometry().
+      f0, f0_hop, crepe_path, wav2letter_path, asr_layer: see extraction.Recipe.
+      normalize: loudness in LUFS that recordings are brought to; None for as they are.
+      valid: see sources.assign_splits.
+      strict: refuse recordings with a warning.
+      append: add singers to a dataset that exists.
+      file_format: tfrecord, or array_record for grain.
+      cache_dir: of features; None for `.features` beside the output.
+      runner, beam_options: see graph.run.
 
     Returns:
       One line for each recording that was left out.
 
     Raises:
-      UserError: if nothing usable is left of a singer, or the output exists.
+      UserError: if nothing is usable, or the output exists.
     """
-    from data_pipeline import schema
+    from data_pipeline import extraction, report, shards
+    from data_pipeline.progress import bar
     from svc_jax.errors import UserError
-    from svc_jax.features import FrozenParams
+    from svc_jax.geometry import FrameGeometry
 
-    output = pathlib.Path(output_dir).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(
-            f"{output_dir}: exists and is not empty; remove it or name another"
-            " --output."
-        )
-    sources = find_sources(input_dir, valid)
-    extractor, found = frozen_networks(
-        f0, f0_hop, crepe_path, wav2letter_path, asr_layer
-    )
-    pitch, reader = found.get("crepe"), found["wav2letter"]
-    frozen = FrozenParams(pitch and pitch.params, reader.params)
-
+    graph = _graph()
+    output = _absolute(output_dir)
     partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    replaced = output.with_name(f".{output.name}.replaced")
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)  # a run was stopped between the last two renames
+    _check_output(output, output_dir, append)
+    cache = _absolute(cache_dir) if cache_dir else output.parent / CACHE
+
+    recordings = find_recordings(inputs)
+    recipe = extraction.Recipe(
+        geometry or FrameGeometry(),
+        f0,
+        f0_hop,
+        crepe_path and os.path.abspath(crepe_path),
+        wav2letter_path and os.path.abspath(wav2letter_path),
+        asr_layer,
+        normalize,
+    )
+    extractor, found = extraction.frozen_networks(recipe)
+    card = _card(recipe, found, extractor.asr_size)
+    existing = _existing(output, card, recordings, file_format) if append else None
+
+    if partial.exists():
+        partial.rmtree()
     partial.mkdir(parents=True)
-    tally = write_records(sources, extractor, frozen, partial)
+    if existing:
+        _link_files(output, partial)
+    lengths = existing.shard_lengths if existing else {}
+    work = graph.Work(
+        recipe=recipe,
+        cache=os.fspath(cache),
+        folder=os.fspath(partial),
+        asr_size=extractor.asr_size,
+        file_format=file_format,
+        valid=valid,
+        strict=strict,
+        known_audio=_known_audio(existing),
+        known_singers=tuple(s.name for s in existing.card.singers) if existing else (),
+        num_shards=tuple((split, len(each)) for split, each in lengths.items()),
+    )
+    with bar(os.fspath(partial / graph.PROGRESS), len(recordings)):
+        graph.run(recordings, work, runner, beam_options)
+
+    decisions = graph.read_decisions(partial)
+    table = report.rows(decisions, recipe.geometry.asr_frame_rate)
+    if not any(decision.is_used for decision in decisions):
+        partial.rmtree()
+        first = decisions[0]
+        raise UserError(
+            f"none of {len(decisions)} recordings is usable; the first,"
+            f" {first.heard.source.path}, is refused: {first.verdict.reasons[0]}."
+        )
+    names = graph.singer_names(decisions, work.known_singers)
+    known = existing.card.singers if existing else ()
+    described = graph.read_singers(partial, names[len(known) :])
+    card = dataclasses.replace(card, singers=(*known, *described))
+    full_table = [*(existing.table if existing else ()), *table]
+    shards.write_info(
+        partial,
+        _shard_lengths(decisions, work, lengths),
+        work.asr_size,
+        file_format,
+    )
+    for leftover in (graph.DECISIONS, graph.PROGRESS):
+        (partial / leftover).unlink(missing_ok=True)
+    _save_frozen(partial, found)
+    report.write_table(partial, full_table)
+    report.write_page(partial, output.name, card, full_table)
+    card.write(partial)
+    _put_in_place(partial, output, replaced)
+    return [
+        f"{row['recording']}: {row['reasons']}"
+        for row in table
+        if row["verdict"] == "refused"
+    ]
+
+
+def _graph():
+    """data_pipeline.graph, imported without what Beam says of libraries it lacks."""
+    logging.disable(logging.WARNING)
     try:
-        singers = describe_singers(tally)
-    except UserError:
-        shutil.rmtree(partial)
-        raise
-    card = schema.Card(
-        singers=singers,
-        sample_rate=extractor.geometry.sample_rate,
-        hop_length=extractor.geometry.hop_length,
-        asr_hop_length=extractor.geometry.asr_hop_length,
+        from data_pipeline import graph
+    finally:
+        logging.disable(logging.NOTSET)
+    return graph
+
+
+def find_recordings(inputs) -> list:
+    """sources.Source of everything that may be an input of `prepare`."""
+    from data_pipeline import sources
+
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
+    if all(isinstance(each, sources.Source) for each in inputs):
+        return list(inputs)
+    return sources.find(inputs)
+
+
+def _absolute(path):
+    from etils import epath
+
+    path = os.fspath(path)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
+def _check_output(output, named, append: bool):
+    from svc_jax.errors import UserError
+
+    if append:
+        if not output.is_dir():
+            raise UserError(f"{named}: no dataset to add to; leave out --append.")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(
+            f"{named}: exists and is not empty; remove it, name another --output, or"
+            " add singers to it with --append."
+        )
+
+
+def _card(recipe, found, asr_size: int):
+    """The dataset's description, still without singers."""
+    from data_pipeline import schema
+
+    pitch, reader = found.get("crepe"), found["wav2letter"]
+    return schema.Card(
+        singers=(),
+        sample_rate=recipe.geometry.sample_rate,
+        hop_length=recipe.geometry.hop_length,
+        asr_hop_length=recipe.geometry.asr_hop_length,
         f0={
-            "network": f0,
+            "network": recipe.f0,
             "sha256": pitch.sha256 if pitch else None,
-            "hop_length": f0_hop,
+            "hop_length": recipe.f0_hop,
         },
         asr={
             "network": "wav2letter",
             "sha256": reader.sha256,
-            "layer": asr_layer,
-            "size": extractor.asr_size,
+            "layer": recipe.asr_layer,
+            "size": asr_size,
         },
+        normalize_lufs=recipe.normalize_lufs,
     )
-    save_frozen(partial, found)
-    card.write(partial)
+
+
+def _existing(output, card, recordings, file_format: str) -> Existing:
+    """The dataset in `output`, which must fit what is to be added.
+
+    Raises:
+      UserError: if it was made otherwise, or has a singer of the new ones.
+    """
+    import tensorflow_datasets as tfds
+
+    from data_pipeline import report, schema
+    from svc_jax.errors import UserError
+
+    old = schema.Card.read(output)
+    info = tfds.builder_from_directory(os.fspath(output)).info
+    wanted = {
+        **{
+            field.name: (getattr(old, field.name), getattr(card, field.name))
+            for field in dataclasses.fields(card)
+            if field.name not in ("singers", "version")
+        },
+        "file_format": (info.file_format.value, file_format),
+    }
+    for name, (found, asked) in wanted.items():
+        if found != asked:
+            raise UserError(
+                f"{output}: its {name} is {found}, what would be added has {asked};"
+                " prepare both anew, or with the same options."
+            )
+    shared = {s.name for s in old.singers} & {source.singer for source in recordings}
+    if shared:
+        raise UserError(
+            f"{output}: has the singer {min(shared)!r} already; give the new one"
+            " another name, or prepare all recordings anew."
+        )
+    lengths = {name: list(s.shard_lengths) for name, s in info.splits.items()}
+    return Existing(old, report.read_table(output), lengths)
+
+
+def _known_audio(existing: Existing | None) -> tuple[tuple[str, str], ...]:
+    """(sha256, name) of the audio a dataset has."""
+    if existing is None:
+        return ()
+    return tuple(
+        (row["sha256"], row["recording"])
+        for row in existing.table
+        if row["verdict"] != "refused"
+    )
+
+
+def _link_files(output, partial):
+    """Gives a dataset's files of records and their index to the one in the making."""
+    from data_pipeline import schema
+
+    (partial / schema.INDEX).mkdir()
+    records = output.glob(f"{schema.NAME}-*-[0-9][0-9][0-9][0-9][0-9]")
+    for path in (*records, *(output / schema.INDEX).glob("*.npz")):
+        target = partial / path.relative_to(output)
+        if "://" in os.fspath(path):
+            path.copy(target)
+        else:
+            os.link(path, target)
+
+
+def _shard_lengths(decisions, work, before: dict) -> dict[str, list[int]]:
+    """Split -> records in each of its files."""
+    from data_pipeline import sources
+
+    lengths = {split: list(before.get(split, ())) for split in sources.SPLITS}
+    for shard in _graph().plan_shards(decisions, work):
+        lengths[shard.split].append(len(shard.references))
+    return lengths
+
+
+def _save_frozen(folder, found):
+    """Keeps the networks that made the features with the dataset."""
+    from data_pipeline import schema
+    from svc_jax import weight_files
+
+    (folder / schema.FROZEN).mkdir()
+    for kind, frozen in found.items():
+        name = f"{kind}.safetensors"
+        with tempfile.TemporaryDirectory() as local:
+            path = pathlib.Path(local, name)
+            weight_files.save_safetensors(path, frozen.params, frozen.config, kind)
+            (folder / schema.FROZEN / name).write_bytes(path.read_bytes())
+
+
+def _put_in_place(partial, output, replaced):
+    """Renames the finished dataset; one that is replaced goes only then."""
+    if replaced.exists():
+        replaced.rmtree()
     if output.exists():
-        output.rmdir()
+        output.rename(replaced)
     partial.rename(output)
-    return list(tally.refused.values())
+    if replaced.exists():
+        replaced.rmtree()
 
 
 def main(_, flags):
+    from svc_jax.errors import UserError
+
+    geometry = _geometry(flags.sample_rate, flags.hop_length, flags.asr_hop_length)
+    if bool(flags.input) == bool(flags.tfds):
+        raise UserError(
+            "name either recordings with --input, or a dataset of tensorflow-datasets"
+            " with --tfds."
+        )
+    recordings = _chosen(flags)
+    if flags.dry_run:
+        print_plan(recordings, flags.valid)
+        return
+    if not flags.output:
+        raise UserError("--output must be given; name the folder of the dataset.")
     refused = prepare(
-        flags.input,
+        recordings,
         flags.output,
+        geometry=geometry,
         f0=flags.f0,
         f0_hop=flags.f0_hop,
         crepe_path=flags.crepe,
         wav2letter_path=flags.wav2letter,
         asr_layer=flags.asr_layer,
+        normalize=flags.normalize,
         valid=flags.valid,
+        strict=flags.strict,
+        append=flags.append,
+        file_format=flags.file_format,
+        cache_dir=flags.cache,
+        runner=flags.runner,
+        beam_options=_beam_options(flags),
     )
     for line in refused:
         print(f"left out: {line}", file=sys.stderr)
-    print_summary(flags.output, len(refused))
+    print_summary(flags.output)
 
 
-def print_summary(folder, num_refused: int):
+def _geometry(sample_rate: int, hop_length: int, asr_hop_length: int):
+    from svc_jax.errors import UserError
+    from svc_jax.geometry import FrameGeometry
+
+    second = asr_hop_length * max(1, sample_rate // asr_hop_length)
+    try:
+        return FrameGeometry(sample_rate, hop_length, asr_hop_length, second)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def _chosen(flags) -> list:
+    """The recordings that the flags name."""
+    from data_pipeline import corpora, sources
+
+    if flags.tfds:
+        cache = flags.cache or os.path.join(os.path.dirname(flags.output or ""), CACHE)
+        return corpora.from_tfds(flags.tfds, flags.tfds_dir, cache)
+    if flags.corpus:
+        return [
+            source
+            for folder in flags.input
+            for source in corpora.find(flags.corpus, folder)
+        ]
+    return sources.find(flags.input)
+
+
+def _beam_options(flags) -> list[str]:
+    options = list(flags.beam)
+    if flags.runner == "DirectRunner" and flags.workers > 1:
+        options += [
+            "--direct_running_mode=multi_processing",
+            f"--direct_num_workers={flags.workers}",
+        ]
+    return options
+
+
+def print_plan(recordings, valid: float):
+    """Prints what would be prepared, by the headers of the files alone."""
+    import soundfile
+
+    from data_pipeline import sources
+
+    seconds: dict[str, float] = {}
+    unread = 0
+    planned = sources.assign_splits(recordings, valid)
+    for source in planned:
+        own = seconds.setdefault(source.singer, 0.0)
+        try:
+            seconds[source.singer] = own + soundfile.info(source.path).duration
+        except (OSError, soundfile.LibsndfileError, TypeError):
+            unread += 1
+    held_out = sum(source.split == "validation" for source in planned)
+    print(
+        f"{len(planned)} recordings of {len(seconds)} singers,"
+        f" {sum(seconds.values()) / 3600:.2f} h; {held_out} for validation,"
+        f" {unread} not readable"
+    )
+    for singer, own in sorted(seconds.items()):
+        print(f"  {singer:20s} {own / 60:6.1f} min")
+
+
+def print_summary(folder):
     """Prints what a dataset holds."""
-    from data_pipeline import schema
+    from data_pipeline import report, schema
 
     card = schema.Card.read(folder)
-    print(f"{folder}: {len(card.singers)} singers, {num_refused} files left out")
+    print(f"{folder}: {len(card.singers)} singers; {report.TABLE} says more")
+    print(f"  {report.summary(report.read_table(folder))}")
     for singer in card.singers:
         print(
             f"  {singer.name:20s} {singer.minutes:6.1f} min  mean f0"
@@ -395,17 +447,51 @@ def define_flags():
     """Flags of the command line."""
     from absl import flags
 
-    flags.DEFINE_string(
-        "input", None, "Folder with a folder per singer.", required=True
+    flags.DEFINE_multi_string(
+        "input",
+        [],
+        "Folder with a folder per singer, or table; may be given several times.",
     )
-    flags.DEFINE_string("output", None, "Folder of the dataset to make.", required=True)
+    flags.DEFINE_string("output", None, "Folder of the dataset to make.")
+    flags.DEFINE_string(
+        "corpus",
+        None,
+        "--input is this public corpus as downloaded; one of nus48e, ravdess, vctk,"
+        " ljspeech, opensinger, vocalset, libritts, m4singer.",
+    )
+    flags.DEFINE_string(
+        "tfds",
+        None,
+        "Instead of --input: a dataset that tensorflow-datasets has prepared, one of"
+        " vctk, ljspeech, libritts, nsynth.",
+    )
+    flags.DEFINE_string(
+        "tfds_dir", None, "Where tensorflow-datasets keeps it; by default its own."
+    )
+    flags.DEFINE_bool(
+        "dry_run", False, "Only list what would be prepared, by the files' headers."
+    )
+    flags.DEFINE_bool(
+        "append", False, "Add singers to the dataset in --output; the others stay."
+    )
+    flags.DEFINE_bool(
+        "strict", False, "Refuse recordings that would be used with a warning."
+    )
+    flags.DEFINE_float(
+        "normalize",
+        None,
+        "Bring each recording to this loudness in LUFS, as -23; by default its own"
+        " level is kept.",
+        lower_bound=-70.0,
+        upper_bound=0.0,
+    )
     flags.DEFINE_enum(
         "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
     )
     flags.DEFINE_integer(
         "f0_hop",
         160,
-        "Samples between two estimates of pitch; 64 is the exact grid.",
+        "Samples at 16 kHz between two estimates of pitch; 64 is the exact grid.",
         lower_bound=1,
     )
     flags.DEFINE_string(
@@ -422,9 +508,40 @@ def define_flags():
     flags.DEFINE_float(
         "valid",
         0.05,
-        "Share of recordings kept for validation.",
+        "Share of each singer's songs kept for validation.",
         lower_bound=0.0,
         upper_bound=1.0,
+    )
+    flags.DEFINE_integer("sample_rate", 16_000, "Of the dataset, Hz.", lower_bound=1)
+    flags.DEFINE_integer(
+        "hop_length", 64, "Samples per frame of f0 and loudness.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "asr_hop_length", 320, "Samples per frame of ASR features.", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "file_format",
+        "tfrecord",
+        ["tfrecord", "array_record"],
+        "Of the records; array_record is for config.data.loader=grain.",
+    )
+    flags.DEFINE_string(
+        "cache", None, "Folder that keeps features; by default .features beside."
+    )
+    flags.DEFINE_integer(
+        "workers",
+        1,
+        "Processes on this machine; the networks use all cores from one process.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "runner", "DirectRunner", "Of Apache Beam: DirectRunner is this machine."
+    )
+    flags.DEFINE_multi_string(
+        "beam",
+        [],
+        "An option for Beam and its runner, as --beam=--region=europe-west1; may be"
+        " given several times.",
     )
 
 

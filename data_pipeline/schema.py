@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-import pathlib
+
+from etils import epath
 
 from svc_jax.errors import UserError
 
@@ -15,6 +16,7 @@ RELEASE_NOTES = {
 MAX_RECORD_SECONDS = 10.0
 CARD = "singers.json"
 FROZEN = "frozen"  # folder of the networks that made the features
+INDEX = "index"  # folder of what sampling asks of the records: index/SPLIT-00000.npz
 
 # name -> (axes, dtype); an axis named by a word has any length.
 FEATURES = {
@@ -57,6 +59,7 @@ class Card:
       sample_rate, hop_length, asr_hop_length: the grids, in Hz and samples.
       f0: {"network": "crepe-tiny" or "yin", "sha256", "hop_length"}.
       asr: {"network": "wav2letter", "sha256", "layer", "size"}.
+      normalize_lufs: loudness the recordings were brought to; None for as they were.
       version: of the contract.
     """
 
@@ -66,10 +69,11 @@ class Card:
     asr_hop_length: int
     f0: dict
     asr: dict
+    normalize_lufs: float | None = None
     version: str = VERSION
 
     def write(self, folder):
-        path = pathlib.Path(folder) / CARD
+        path = epath.Path(folder) / CARD
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
 
@@ -80,7 +84,7 @@ class Card:
         Raises:
           UserError: if there is none, or it is damaged or of a newer version.
         """
-        path = pathlib.Path(folder) / CARD
+        path = epath.Path(folder) / CARD
         if not path.is_file():
             raise UserError(
                 f"{folder}: no {CARD}, so neither dataset nor model; make a dataset"

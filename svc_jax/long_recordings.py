@@ -193,9 +193,7 @@ def _hear(extractor: FeatureExtractor, params, audio, length):
       pitch, (activation, strongest bin) of CREPE or (f0, confidence) of YIN.
     """
     geometry = extractor.geometry
-    loudness = dsp.loudness_db(
-        audio, geometry.sample_rate, geometry.hop_length, length
-    )
+    loudness = dsp.loudness_db(audio, geometry.sample_rate, geometry.hop_length, length)
     log_mel_peak = dsp.log_mel(audio, length).max(axis=-1)
     if extractor.crepe is None:
         heard = pitch.yin(audio, geometry.sample_rate, extractor.f0_hop)

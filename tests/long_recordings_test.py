@@ -42,7 +42,9 @@ def networks(request, wav2letter_file):
 
 
 # A length of whole blocks, one that ends within a block, and less than a block.
-@pytest.mark.parametrize(("seconds", "num_samples"), [(3, 0), (4, 12 * 16_000), (20, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "num_samples"), [(3, 0), (4, 12 * 16_000), (20, 0)]
+)
 def test_features_in_blocks_are_those_of_the_whole(
     networks, song, seconds, num_samples
 ):
@@ -60,9 +62,7 @@ def test_features_in_blocks_are_those_of_the_whole(
             atol=1e-3,
             err_msg=name,
         )
-    np.testing.assert_allclose(
-        extracted.f0_confidence, whole.f0_confidence, atol=1e-4
-    )
+    np.testing.assert_allclose(extracted.f0_confidence, whole.f0_confidence, atol=1e-4)
     assert content.shape == whole.features.asr_features.shape
     np.testing.assert_allclose(content, whole.features.asr_features, atol=2e-3)
     assert np.abs(whole.features.asr_features).max() > 1

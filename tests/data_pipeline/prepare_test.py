@@ -3,27 +3,24 @@
 import hashlib
 import itertools
 import json
-import os
 import pathlib
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_pipeline import prepare, schema
+from data_pipeline import extraction, prepare, report, schema, sources
 from svc_jax import audio_files, weights
 from svc_jax.errors import UserError
-from svc_jax.features import Extracted, FrozenParams
-from svc_jax.geometry import FrameGeometry
-from svc_jax.types import Features
+from svc_jax.features import FrozenParams
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-GRID = FrameGeometry()
 
 
 def refusal(function, *arguments, **options) -> str:
@@ -31,14 +28,6 @@ def refusal(function, *arguments, **options) -> str:
         function(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def touch(folder, *names: str) -> pathlib.Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
 
 
 def tone(seconds: float, hz: float = 220.0, sample_rate: int = 16_000) -> np.ndarray:
@@ -85,122 +74,6 @@ def by_recording(examples) -> dict[str, list[dict]]:
     return {k: sorted(v, key=lambda e: e["position"]) for k, v in found.items()}
 
 
-# Finding recordings.
-
-
-def splits_of(folder, valid: float) -> dict[str, str]:
-    return {s.name: s.split for s in prepare.find_sources(folder, valid)}
-
-
-def test_a_folder_is_a_singer(tmp_path):
-    touch(tmp_path, "bo/1.wav", "bo/album/2.flac", "al/3.mp3", "al/.4.wav", ".x/5.wav")
-    touch(tmp_path, "stray.wav", "al/words.txt")
-    sources = prepare.find_sources(tmp_path, 0.0)
-    assert [(s.singer, s.name, s.path, s.split) for s in sources] == [
-        ("al", "al/3.mp3", tmp_path / "al/3.mp3", "train"),
-        ("bo", "bo/1.wav", tmp_path / "bo/1.wav", "train"),
-        ("bo", "bo/album/2.flac", tmp_path / "bo/album/2.flac", "train"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("count", "valid", "held_out"),
-    [(1, 0.5, 0), (2, 0.05, 1), (10, 0.05, 1), (40, 0.1, 4), (5, 0.0, 0), (5, 1.0, 4)],
-)
-def test_a_share_of_each_singers_recordings_is_held_out(
-    tmp_path, count, valid, held_out
-):
-    touch(tmp_path, *(f"{singer}/{n}.wav" for singer in "ab" for n in range(count)))
-    splits = splits_of(tmp_path, valid)
-    for singer in "ab":
-        own = [split for name, split in splits.items() if name.startswith(singer)]
-        assert own.count("validation") == held_out
-        assert own.count("train") == count - held_out
-
-
-def test_splits_follow_from_the_names_and_adding_moves_few(tmp_path):
-    names = [f"a/{n:02d}.wav" for n in range(60)]
-    before = splits_of(touch(tmp_path / "x", *names), 0.1)
-    assert splits_of(touch(tmp_path / "y", *names[::-1], "b/1.wav"), 0.1).items() > (
-        before.items()
-    )
-    after = splits_of(touch(tmp_path / "x", *(f"a/+{n}.wav" for n in range(20))), 0.1)
-    moved = [name for name in names if before[name] != after[name]]
-    assert len(moved) <= 4
-    # Not simply the first or the last ones.
-    held_out = [n for n, name in enumerate(names) if before[name] == "validation"]
-    assert max(held_out) - min(held_out) > 10
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        ([], "{}: holds no folders; put each singer's recordings in a folder"),
-        (
-            ["song.wav"],
-            "{}: holds no folders; put each singer's recordings in a folder",
-        ),
-        (["a/x.wav", "b/words.txt"], "{}/b: holds no audio (.wav .flac .ogg "),
-        (["a/.x.wav"], "{}/a: holds no audio (.wav .flac .ogg "),
-    ],
-)
-def test_folders_without_singers_or_audio_are_refused(tmp_path, names, said):
-    touch(tmp_path, *names)
-    assert refusal(prepare.find_sources, tmp_path, 0.1).startswith(
-        said.format(tmp_path)
-    )
-
-
-def test_missing_folder_of_recordings_is_refused(tmp_path):
-    line = refusal(prepare.find_sources, tmp_path / "x", 0.1)
-    assert line == f"{tmp_path / 'x'}: no such folder of recordings; check --input."
-
-
-# Cutting recordings into records.
-
-
-@settings(max_examples=40)
-@given(num_asr_frames=st.one_of(st.integers(50, 3000), st.integers(495, 505)))
-def test_records_cover_a_recording_in_even_parts_of_at_most_10_s(num_asr_frames):
-    samples, frames = 320 * num_asr_frames, 5 * num_asr_frames
-    audio, frame = np.arange(samples, dtype=np.float32), np.arange(frames)
-    extracted = Extracted(
-        Features(
-            64.0 * frame,
-            -64.0 * frame,
-            (np.arange(num_asr_frames)[:, None] % [500, 7]).astype(np.float32),
-        ),
-        frame / frames,
-        np.arange(6.0).reshape(3, 2),
-    )
-    records = list(
-        prepare.to_records(audio, extracted, GRID, singer_id=3, recording="a/b.wav")
-    )
-    lengths = [record["audio"].size for record in records]
-    assert max(lengths) <= 160_000
-    assert max(lengths) - min(lengths) <= 320
-    assert len(records) == 1 or min(lengths) > 79_000
-    position = 0
-    for record in records:
-        assert record["position"] == record["audio"][0] == position
-        position += record["audio"].size
-        np.testing.assert_array_equal(record["f0_hz"], record["audio"][::64])
-        assert (record["singer_id"], record["recording"]) == (3, "a/b.wav")
-        np.testing.assert_array_equal(record["asr_stats"], extracted.asr_stats)
-        assert record["asr_features"].dtype == np.float16
-
-    def joined(name):
-        return np.concatenate([record[name] for record in records])
-
-    np.testing.assert_array_equal(joined("audio"), audio)
-    np.testing.assert_array_equal(joined("f0_hz"), extracted.features.f0_hz)
-    np.testing.assert_array_equal(joined("loudness_db"), extracted.features.loudness_db)
-    np.testing.assert_array_equal(joined("f0_confidence"), extracted.f0_confidence)
-    np.testing.assert_array_equal(
-        joined("asr_features"), extracted.features.asr_features
-    )
-
-
 # Datasets.
 
 
@@ -236,7 +109,8 @@ def test_records_are_the_whole_of_each_recording(examples, recordings):
 
 
 def test_features_are_those_of_the_extractor(examples, recordings, wav2letter_file):
-    extractor, used = prepare.frozen_networks("yin", 160, None, wav2letter_file, "wide")
+    recipe = extraction.Recipe(f0="yin", wav2letter_path=wav2letter_file)
+    extractor, used = extraction.frozen_networks(recipe)
     frozen = FrozenParams(None, used["wav2letter"].params)
     for name, records in by_recording(examples).items():
         pcm, _ = soundfile.read(recordings / name, dtype="float32")
@@ -255,7 +129,8 @@ def test_features_are_those_of_the_extractor(examples, recordings, wav2letter_fi
 
 
 def test_splits_are_by_recording(examples, recordings):
-    expected = splits_of(recordings, 0.05)
+    planned = sources.assign_splits(sources.find([recordings]), 0.05)
+    expected = {source.name: source.split for source in planned}
     found = {
         example["recording"].decode(): split
         for split, part in examples.items()
@@ -311,16 +186,41 @@ def test_the_networks_that_made_the_features_are_kept(dataset, wav2letter_file):
     ]
 
 
-def test_singers_are_described_by_all_their_voiced_frames():
-    voiced = {
-        "b": [np.array([100.0, 300.0], np.float32), np.array([], np.float32)],
-        "a": [np.full(10, 440.0, np.float32), np.full(30, 220.0, np.float32)],
+def test_every_record_is_in_the_index(dataset, examples):
+    for split, part in examples.items():
+        with np.load(dataset / "index" / f"{split}-00000.npz") as index:
+            for name, values in index.items():
+                assert len(values) == len(part), name
+            for number, example in enumerate(part):
+                assert index["asr_frames"][number] == len(example["asr_features"])
+                assert index["singer_id"][number] == example["singer_id"]
+                voiced = example["f0_hz"][example["f0_hz"] > 0]
+                assert index["f0_hz"][number] == pytest.approx(voiced.mean(), rel=1e-6)
+
+
+def test_the_report_lists_every_recording_with_its_split(dataset, examples, recordings):
+    table = report.read_table(dataset)
+    assert [row["recording"] for row in table] == sorted(by_recording(examples))
+    split_of = {
+        example["recording"].decode(): split
+        for split, part in examples.items()
+        for example in part
     }
-    tally = prepare.Tally(voiced, {"a": 2.0, "b": 0.5}, {})
-    b, a = prepare.describe_singers(tally)
-    assert a == schema.Singer("a", 275.0, 220.0, 440.0, 2.0)
-    assert (b.name, b.mean_f0_hz, b.minutes) == ("b", 200.0, 0.5)
-    assert (b.low_f0_hz, b.high_f0_hz) == pytest.approx((102, 298))
+    for row in table:
+        assert row["split"] == split_of[row["recording"]]
+        assert row["verdict"] == "used"
+        info = soundfile.info(recordings / row["recording"])
+        assert float(row["seconds"]) == pytest.approx(info.duration, abs=1e-3)
+        assert 0 <= float(row["kept_seconds"]) - info.duration < 0.02
+        assert (row["sample_rate"], row["format"]) == ("16000", "PCM_16")
+
+
+def test_the_page_needs_nothing_beside_itself(dataset):
+    page = (dataset / "report.html").read_text()
+    for outside in ("http", "src=", "href=", "@import", "url("):
+        assert outside not in page
+    for name in ("Dataset choir", "alto", "bass", "<svg"):
+        assert name in page
 
 
 # Odd and bad recordings.
@@ -333,11 +233,17 @@ def odd(tmp_path_factory) -> pathlib.Path:
     folder.mkdir()
     stereo = np.stack([tone(0.9, 330, 44_100)] * 2, axis=1)
     soundfile.write(folder / "stereo.flac", stereo, 44_100, subtype="PCM_24")
-    soundfile.write(folder / "short.wav", tone(0.1), 16_000, subtype="DOUBLE")
+    soundfile.write(folder / "short.wav", tone(0.2), 16_000, subtype="DOUBLE")
     soundfile.write(folder / "one_sample.wav", [0.5], 48_000)
     soundfile.write(folder / "silent.wav", np.zeros(1000), 16_000)
     (folder / "words.flac").write_text("no audio")
     return folder.parent
+
+
+def prepared(source, output, wav2letter_file, **options) -> list[str]:
+    return prepare.prepare(
+        source, output, f0="yin", wav2letter_path=wav2letter_file, **options
+    )
 
 
 def test_odd_recordings_are_taken_and_bad_ones_left_out_aloud(
@@ -354,19 +260,24 @@ def test_odd_recordings_are_taken_and_bad_ones_left_out_aloud(
         "--valid=0",
     )
     assert code == 0
-    silent, words = err.splitlines()
-    alto = odd / "alto"
-    assert silent.startswith(f"left out: {alto / 'silent.wav'}: every sample is zero;")
-    assert words.startswith(f"left out: {alto / 'words.flac'}: not readable as audio")
-    summary, line = out.splitlines()
-    assert summary == f"{output}: 1 singers, 2 files left out"
+    one, silent, words = err.splitlines()
+    assert one == "left out: alto/one_sample.wav: too short: 0.00 s"
+    assert silent == "left out: alto/silent.wav: silent: every sample is zero"
+    assert words.startswith("left out: alto/words.flac: unreadable: not readable as")
+    summary, verdicts, line = out.splitlines()
+    assert summary == f"{output}: 1 singers; report.tsv says more"
+    assert verdicts.split(", ")[:3] == [
+        "  1 recordings used",
+        "1 used with a warning",
+        "3 refused",
+    ]
+    assert "1 short" in verdicts
     assert line.split()[:2] == ["alto", "0.0"]
 
     found = by_recording(examples_of(output))
     assert {name: records[0]["audio"].size for name, records in found.items()} == {
         "alto/stereo.flac": 16_000,  # at least a training segment
         "alto/short.wav": 16_000,
-        "alto/one_sample.wav": 16_000,
     }
     (record,) = found["alto/stereo.flac"]
     own = audio_files.read(odd / "alto" / "stereo.flac", 16_000).audio
@@ -375,44 +286,46 @@ def test_odd_recordings_are_taken_and_bad_ones_left_out_aloud(
     middle = record["f0_hz"][50:175]
     np.testing.assert_allclose(middle, 330, rtol=0.005)
     card = schema.Card.read(output)
-    assert card.singers[0].minutes == pytest.approx((0.9 + 0.1 + 1 / 16_000) / 60)
+    assert card.singers[0].minutes == pytest.approx((0.9 + 0.2) / 60)
     assert card.asr["layer"] == "hidden"
     assert record["asr_features"].shape == (50, card.asr["size"]) == (50, 8)
 
 
-def test_a_singer_without_a_usable_recording_stops_and_leaves_nothing(
+def test_a_singer_without_a_usable_recording_is_left_out(
     odd, tmp_path, wav2letter_file
 ):
-    shutil.copytree(odd, tmp_path / "recordings")
-    bad = tmp_path / "recordings" / "bass" / "a.wav"
-    bad.parent.mkdir()
+    bad = tmp_path / "more" / "bass" / "a.wav"
+    bad.parent.mkdir(parents=True)
     bad.write_bytes(b"")
-    line = refusal(
-        prepare.prepare,
-        tmp_path / "recordings",
-        tmp_path / "choir",
-        f0="yin",
-        wav2letter_path=wav2letter_file,
-    )
-    assert line == (
-        f"singer 'bass': no recording is usable ({bad}: is empty; record it again.)"
-    )
-    assert [p.name for p in tmp_path.iterdir()] == ["recordings"]
+    output = tmp_path / "choir"
+    refused = prepared([odd, tmp_path / "more"], output, wav2letter_file)
+    assert refused[-1] == "bass/a.wav: empty: holds no samples"
+    assert [s.name for s in schema.Card.read(output).singers] == ["alto"]
 
 
-def test_a_singer_without_pitch_stops_and_leaves_nothing(tmp_path, wav2letter_file):
+def test_without_anything_usable_nothing_is_left(tmp_path, wav2letter_file, start):
     hiss = np.random.default_rng(0).normal(0, 0.1, 8000)
-    (tmp_path / "recordings" / "wind").mkdir(parents=True)
-    soundfile.write(tmp_path / "recordings" / "wind" / "a.wav", hiss, 16_000)
-    line = refusal(
-        prepare.prepare,
-        tmp_path / "recordings",
-        tmp_path / "choir",
-        f0="yin",
-        wav2letter_path=wav2letter_file,
+    path = tmp_path / "recordings" / "wind" / "a.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, hiss, 16_000)
+    code, out, err = start(
+        prepare,
+        f"--input={tmp_path / 'recordings'}",
+        f"--output={tmp_path / 'choir'}",
+        f"--wav2letter={wav2letter_file}",
+        "--f0=yin",
     )
-    assert line.startswith("singer 'wind': no pitch was heard in 0.0 minutes; record")
-    assert [p.name for p in tmp_path.iterdir()] == ["recordings"]
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: none of 1 recordings is usable; the first, {path},")
+    assert "unvoiced: " in err
+    assert {p.name for p in tmp_path.iterdir()} == {"recordings", ".features"}
+
+
+def test_strict_refuses_what_has_a_warning(odd, tmp_path, wav2letter_file):
+    refused = prepared(odd, tmp_path / "choir", wav2letter_file, strict=True)
+    assert "alto/short.wav: short: 0.20 s" in refused
+    found = by_recording(examples_of(tmp_path / "choir"))
+    assert list(found) == ["alto/stereo.flac"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -422,7 +335,7 @@ def test_an_output_that_exists_is_left_alone(odd, tmp_path, wav2letter_file, kin
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
     line = refusal(prepare.prepare, odd, output, f0="yin", wav2letter_path="none")
-    assert line.startswith(f"{output}: exists and is not empty; remove it or name")
+    assert line.startswith(f"{output}: exists and is not empty; remove it, name ")
     assert mine.read_text() == "mine"
     assert len(files_of(tmp_path)) == 1
 
@@ -443,6 +356,10 @@ def test_missing_weights_are_refused_before_any_work(odd, tmp_path):
         ("--f0_hop=0", "flag --f0_hop=0: 0 is not"),
         ("--f0=swift", "flag --f0=swift: value should be one of <crepe-tiny|"),
         ("--asr_layer=deep", "flag --asr_layer=deep: value should be one of <hidden|"),
+        ("--normalize=3", "flag --normalize=3: 3.0 is not"),
+        ("--hop_length=100", "--asr_hop_length 320 must be a multiple of hop_length 1"),
+        ("--corpus=opera", "--corpus opera: unknown; choose one of nus48e, "),
+        ("--tfds=vctk", "name either recordings with --input, or a dataset of tens"),
     ],
 )
 def test_flags_out_of_range_are_refused(start, flag, said):
@@ -451,58 +368,309 @@ def test_flags_out_of_range_are_refused(start, flag, said):
     assert err.startswith(f"error: {said}")
 
 
-# Being killed.
+def test_input_and_output_must_be_given(start, recordings):
+    code, _, err = start(prepare, "--output=y")
+    assert (code, err[:45]) == (2, "error: name either recordings with --input, o")
+    code, _, err = start(prepare, f"--input={recordings}")
+    assert (code, err[:28]) == (2, "error: --output must be give")
 
 
-def test_a_killed_preparation_leaves_no_dataset_and_a_second_one_succeeds(
-    dataset, recordings, tmp_path, wav2letter_file
-):
-    program = (
-        "import os, sys\n"
-        "from data_pipeline import prepare\n"
-        "to_records, done = prepare.to_records, []\n"
-        "def to_records_or_die(*arguments, **options):\n"
-        "    done.append(1)\n"
-        "    if len(done) == 4:\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "    return to_records(*arguments, **options)\n"
-        "prepare.to_records = to_records_or_die\n"
-        "source, output, wav2letter = sys.argv[1:]\n"
-        "prepare.prepare(source, output, f0='yin', wav2letter_path=wav2letter)\n"
-    )
-    output = tmp_path / "choir"
-    child = subprocess.run(
-        [sys.executable, "-c", program, recordings, output, wav2letter_file],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == -9, child.stderr
-    assert not output.exists()
-    assert list(tmp_path.iterdir())  # it had begun
-    prepare.prepare(recordings, output, f0="yin", wav2letter_path=wav2letter_file)
-    assert list(tmp_path.iterdir()) == [output]
-    # Preparing is deterministic, to the byte.
-    assert files_of(output) == files_of(dataset)
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(start, odd, tmp_path):
+    arguments = [f"--input={odd}", f"--output={tmp_path / 'choir'}", "--dry_run"]
+    code, out, err = start(prepare, *arguments)
+    assert (code, err) == (0, "")
+    plan, singer = out.splitlines()
+    assert plan == "5 recordings of 1 singers, 0.00 h; 1 for validation, 1 not readable"
+    assert singer.split() == ["alto", "0.0", "min"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_folder_may_be_the_output(odd, tmp_path, wav2letter_file):
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    refused = prepare.prepare(
-        odd, tmp_path, f0="yin", wav2letter_path=wav2letter_file, valid=0
-    )
-    assert len(refused) == 2
-    assert json.loads((tmp_path / "dataset_info.json").read_text())["name"] == "singing"
+    output = tmp_path / "choir"
+    output.mkdir()
+    assert len(prepared(odd, output, wav2letter_file, valid=0)) == 3
+    assert json.loads((output / "dataset_info.json").read_text())["name"] == "singing"
 
 
 def test_crepes_weights_may_be_named(wav2letter_file, test_data):
     path = test_data / "weights" / "model-tiny.h5.bz2"
-    _, found = prepare.frozen_networks("crepe-tiny", 160, path, wav2letter_file, "wide")
+    recipe = extraction.Recipe(crepe_path=path, wav2letter_path=wav2letter_file)
+    _, found = extraction.frozen_networks(recipe)
     assert found["crepe"].source == str(path)
+    recipe = extraction.Recipe(crepe_path="no/such.h5", wav2letter_path=wav2letter_file)
     with pytest.raises(UserError, match=r"no/such\.h5"):
-        prepare.frozen_networks(
-            "crepe-tiny", 160, "no/such.h5", wav2letter_file, "wide"
-        )
+        extraction.frozen_networks(recipe)
+
+
+def test_duplicates_are_used_once(recordings, tmp_path, wav2letter_file):
+    pcm, rate = soundfile.read(recordings / "alto" / "one.wav", dtype="int16")
+    source = tmp_path / "in" / "alto"
+    source.mkdir(parents=True)
+    soundfile.write(source / "b.flac", pcm, rate)
+    soundfile.write(source / "c.wav", pcm, rate)
+    (source / "a.wav").symlink_to(recordings / "alto" / "one.wav")
+    soundfile.write(source / "d.wav", pcm[:-1], rate)
+    refused = prepared(tmp_path / "in", tmp_path / "choir", wav2letter_file)
+    assert refused == [
+        "alto/b.flac: duplicate: of alto/a.wav",
+        "alto/c.wav: duplicate: of alto/a.wav",
+    ]
+
+
+def test_loudness_is_normalised_on_request(recordings, tmp_path, wav2letter_file):
+    import pyloudnorm
+
+    prepared(
+        recordings / "alto" / "..", tmp_path / "choir", wav2letter_file, normalize=-23.0
+    )
+    assert schema.Card.read(tmp_path / "choir").normalize_lufs == -23.0
+    meter = pyloudnorm.Meter(16_000)
+    for name, records in by_recording(examples_of(tmp_path / "choir")).items():
+        size = soundfile.info(recordings / name).frames
+        audio = np.concatenate([record["audio"] for record in records])[:size]
+        loudness = meter.integrated_loudness(audio.astype(np.float64))
+        assert loudness == pytest.approx(-23, abs=0.1)
+
+
+def test_pauses_are_left_out_and_the_rest_stands_where_it_stood(
+    tmp_path, wav2letter_file
+):
+    pcm = np.concatenate([np.zeros(32_000), tone(3), np.zeros(48_000), tone(2, 330)])
+    source = tmp_path / "in" / "alto" / "a.wav"
+    source.parent.mkdir(parents=True)
+    soundfile.write(source, pcm, 16_000, subtype="FLOAT")
+    prepared(tmp_path / "in", tmp_path / "choir", wav2letter_file)
+    records = by_recording(examples_of(tmp_path / "choir"))["alto/a.wav"]
+    assert len(records) == 2
+    pcm = pcm.astype(np.float32)
+    for record, hz in zip(records, (220, 330), strict=True):
+        start = int(record["position"])
+        stop = start + record["audio"].size
+        np.testing.assert_array_equal(record["audio"], pcm[start:stop])
+        voiced = record["f0_hz"][record["f0_hz"] > 0]
+        assert np.median(voiced) == pytest.approx(hz, rel=0.005)
+    assert float(report.read_table(tmp_path / "choir")[0]["kept_seconds"]) < 6
+
+
+def test_a_recording_that_is_long_is_prepared_block_by_block(
+    tmp_path, wav2letter_file, monkeypatch
+):
+    whole, blocks = tmp_path / "whole", tmp_path / "blocks"
+    source = tmp_path / "in" / "alto" / "a.wav"
+    source.parent.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    notes = [tone(1.5, hz) * rng.uniform(0.2, 1) for hz in rng.uniform(150, 400, 9)]
+    soundfile.write(source, np.concatenate(notes), 16_000)
+    prepared(tmp_path / "in", whole, wav2letter_file, cache_dir=tmp_path / "1")
+    monkeypatch.setattr(extraction, "LONG_SECONDS", 5)
+    prepared(tmp_path / "in", blocks, wav2letter_file, cache_dir=tmp_path / "2")
+    expected = by_recording(examples_of(whole))["alto/a.wav"]
+    found = by_recording(examples_of(blocks))["alto/a.wav"]
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one["audio"], other["audio"])
+        for name, tolerance in {
+            "f0_hz": 0.01,
+            "loudness_db": 1e-3,
+            "asr_features": 5e-3,
+        }.items():
+            np.testing.assert_allclose(one[name], other[name], atol=tolerance)
+
+
+def test_another_geometry_is_prepared_on_its_own_grids(
+    recordings, tmp_path, wav2letter_file, start
+):
+    code, _, err = start(
+        prepare,
+        f"--input={recordings}",
+        f"--output={tmp_path / 'choir'}",
+        f"--wav2letter={wav2letter_file}",
+        "--f0=yin",
+        "--hop_length=160",
+    )
+    assert (code, err) == (0, "")
+    card = schema.Card.read(tmp_path / "choir")
+    assert (card.sample_rate, card.hop_length, card.asr_hop_length) == (16000, 160, 320)
+    for record in itertools.chain(
+        *by_recording(examples_of(tmp_path / "choir")).values()
+    ):
+        assert record["audio"].size == 160 * record["f0_hz"].size
+
+
+# The cache.
+
+
+def test_a_second_run_takes_everything_from_the_cache_and_is_the_same_to_the_byte(
+    recordings, dataset, tmp_path, wav2letter_file, monkeypatch
+):
+    def forbidden(*arguments):
+        raise AssertionError("heard again")
+
+    monkeypatch.setattr(extraction, "_extract", forbidden)
+    cache = dataset.parent / ".features"
+    prepared(recordings, tmp_path / "choir", wav2letter_file, cache_dir=cache)
+    assert files_of(tmp_path / "choir") == files_of(dataset)
+
+
+def test_features_of_another_recipe_are_made_anew(
+    recordings, dataset, tmp_path, wav2letter_file
+):
+    cache = tmp_path / "cache"
+    shutil.copytree(dataset.parent / ".features", cache)
+    before = len(list(cache.glob("*/*")))
+    prepared(
+        recordings, tmp_path / "c", wav2letter_file, cache_dir=cache, asr_layer="hidden"
+    )
+    assert len(list(cache.glob("*/*"))) == 2 * before
+
+
+@pytest.mark.proof
+def test_two_processes_make_the_same_dataset_to_the_byte(
+    recordings, dataset, tmp_path, wav2letter_file, start
+):
+    code, _, err = start(
+        prepare,
+        f"--input={recordings}",
+        f"--output={tmp_path / 'choir'}",
+        f"--wav2letter={wav2letter_file}",
+        "--f0=yin",
+        "--workers=2",
+    )
+    assert (code, err) == (0, "")
+    assert files_of(tmp_path / "choir") == files_of(dataset)
+
+
+# Adding singers.
+
+
+@pytest.fixture
+def grown(recordings, tmp_path, wav2letter_file) -> pathlib.Path:
+    """A dataset of bass, to which alto is added."""
+    for singer in ("alto", "bass"):
+        shutil.copytree(recordings / singer, tmp_path / f"of_{singer}" / singer)
+    output = tmp_path / "choir"
+    prepared(tmp_path / "of_bass", output, wav2letter_file)
+    prepared(tmp_path / "of_alto", output, wav2letter_file, append=True)
+    return output
+
+
+def test_a_singer_is_added_without_touching_the_others(grown, examples, dataset):
+    card, together = schema.Card.read(grown), schema.Card.read(dataset)
+    assert card.singers == together.singers[::-1]
+    expected = by_recording(examples)
+    found = by_recording(examples_of(grown))
+    assert found.keys() == expected.keys()
+    for name, records in found.items():
+        for record, other in zip(records, expected[name], strict=True):
+            assert record["singer_id"] == 1 - other["singer_id"]
+            np.testing.assert_array_equal(record["audio"], other["audio"])
+            np.testing.assert_array_equal(record["f0_hz"], other["f0_hz"])
+    table = report.read_table(grown)
+    assert sorted(row["recording"] for row in table) == sorted(expected)
+    assert len(list((grown / "index").iterdir())) == 4
+    siblings = {p.name for p in grown.parent.iterdir()}
+    assert siblings == {"choir", "of_alto", "of_bass", ".features"}
+
+
+def test_what_does_not_fit_is_not_added(grown, tmp_path, wav2letter_file):
+    before = files_of(grown)
+    add = {"append": True, "f0": "yin", "wav2letter_path": wav2letter_file}
+    line = refusal(prepare.prepare, tmp_path / "of_alto", grown, **add)
+    assert "has the singer 'alto' already; give the new one another name" in line
+    (tmp_path / "of_alto" / "alto").rename(tmp_path / "of_alto" / "new")
+    line = refusal(
+        prepare.prepare, tmp_path / "of_alto", grown, **add, asr_layer="hidden"
+    )
+    assert "its asr is {" in line
+    line = refusal(
+        prepare.prepare, tmp_path / "of_alto", grown, **add, file_format="array_record"
+    )
+    assert "its file_format is tfrecord, what would be added has array_record" in line
+    # Its recordings are there, under the old name.
+    line = refusal(prepare.prepare, tmp_path / "of_alto", grown, **add)
+    assert "none of 3 recordings is usable" in line
+    assert "duplicate: of alto/one.wav" in line
+    line = refusal(prepare.prepare, tmp_path / "of_alto", tmp_path / "none", **add)
+    assert "no dataset to add to; leave out --append" in line
+    assert files_of(grown) == before
+
+
+# Being killed.
+
+
+def kill_at(moment: float, arguments: list[str]) -> bool:
+    """Starts preparing, kills it after seconds; whether it was still running."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "data_pipeline.prepare", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        child.wait(moment)
+        return False
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        return True
+
+
+def run_killed_and_run_again(recordings, dataset, tmp_path, weights_file, shares):
+    """Kills runs at shares of a run's time, then lets one finish."""
+    arguments = [
+        f"--input={recordings}",
+        f"--wav2letter={weights_file}",
+        "--f0=yin",
+        f"--cache={tmp_path / 'cache'}",
+    ]
+    started = time.monotonic()
+    whole = [*arguments[:3], f"--cache={tmp_path / 'w'}", f"--output={tmp_path / 'w1'}"]
+    assert not kill_at(600, whole)
+    seconds = time.monotonic() - started
+    killed = 0
+    for number, share in enumerate(shares):
+        output = tmp_path / f"choir{number}"
+        killed += kill_at(share * seconds, [*arguments, f"--output={output}"])
+        assert not output.exists() or files_of(output) == files_of(dataset)
+        if not output.exists():
+            assert not kill_at(600, [*arguments, f"--output={output}"])
+        assert named_choir(files_of(output)) == named_choir(files_of(dataset))
+        shutil.rmtree(tmp_path / "cache")  # each one begins with nothing
+    leftovers = [p.name for p in tmp_path.iterdir() if "partial" in p.name]
+    assert not leftovers
+    return killed
+
+
+def named_choir(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Without the page's title, the one thing that tells the dataset's name."""
+    page = files["report.html"].decode()
+    title = page[page.index("<title>") + 7 : page.index("</title>")]
+    return {**files, "report.html": page.replace(title, "").encode()}
+
+
+def test_a_killed_preparation_leaves_no_dataset_and_a_second_one_is_as_if_never_killed(
+    recordings, dataset, tmp_path, wav2letter_file
+):
+    killed = run_killed_and_run_again(
+        recordings, dataset, tmp_path, wav2letter_file, [0.5, 0.85]
+    )
+    assert killed == 2
+
+
+@pytest.mark.proof
+def test_killed_at_20_random_moments(recordings, dataset, tmp_path, wav2letter_file):
+    shares = random.Random(0).choices(range(100), k=20)
+    killed = run_killed_and_run_again(
+        recordings, dataset, tmp_path, wav2letter_file, [0.2 + s / 125 for s in shares]
+    )
+    assert killed >= 15
+
+
+def test_a_run_that_was_stopped_between_the_last_renames_is_mended(
+    grown, tmp_path, wav2letter_file
+):
+    before = files_of(grown)
+    grown.rename(grown.with_name(".choir.replaced"))
+    line = refusal(prepared, tmp_path / "of_alto", grown, wav2letter_file)
+    assert "exists and is not empty" in line
+    assert files_of(grown) == before

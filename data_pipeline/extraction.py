@@ -1,0 +1,232 @@
+"""One recording -> its features in the cache, its measures and the parts to keep."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from data_pipeline import listening, schema, segments, verdicts
+from data_pipeline.feature_cache import FeatureCache, digest, file_digest
+from data_pipeline.listening import Measures
+from data_pipeline.sources import Source
+from data_pipeline.verdicts import Sound
+from svc_jax.geometry import FrameGeometry
+
+LONG_SECONDS = 30  # from here on, features are made block by block
+_VERSION = 1  # of what is kept; raise it when a change here alters an entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that features depend on but the audio; small, so that it can travel.
+
+    Attributes:
+      geometry: of the features.
+      f0: crepe-tiny, crepe-full or yin.
+      f0_hop: samples between two estimates of f0.
+      crepe_path: CREPE's weights; None for where they are usually found.
+      wav2letter_path: its weights.
+      asr_layer: whose activations are the ASR features.
+      normalize_lufs: loudness that recordings are brought to; None for as they are.
+    """
+
+    geometry: FrameGeometry = dataclasses.field(default_factory=FrameGeometry)
+    f0: str = "crepe-tiny"
+    f0_hop: int = 160
+    crepe_path: str | os.PathLike | None = None
+    wav2letter_path: str | os.PathLike | None = None
+    asr_layer: str = "wide"
+    normalize_lufs: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """A recording whose features are in the cache.
+
+    Attributes:
+      source: the recording.
+      key: of its entry in the cache.
+      measures: of its file.
+      sound: of what is in it.
+      num_samples: of its audio in the cache.
+      spans: ASR frames [first, last) of its records.
+      was_cached: whether it had been heard before.
+    """
+
+    source: Source
+    key: str
+    measures: Measures
+    sound: Sound
+    num_samples: int
+    spans: tuple[tuple[int, int], ...]
+    was_cached: bool = False
+
+
+@functools.cache
+def frozen_networks(recipe: Recipe):
+    """The extractor and its weights, from where weights come from.
+
+    Returns:
+      (FeatureExtractor, dict of name -> svc_jax.weights.Weights).
+    """
+    from svc_jax import builders, weights
+
+    found = {"wav2letter": weights.wav2letter(recipe.wav2letter_path)}
+    capacity = None
+    if recipe.f0 != "yin":
+        capacity = recipe.f0.removeprefix("crepe-")
+        found["crepe"] = weights.crepe(capacity, recipe.crepe_path)
+    extractor = builders.extractor(
+        recipe.geometry,
+        found["wav2letter"].config,
+        recipe.asr_layer,
+        capacity,
+        recipe.f0_hop,
+    )
+    return extractor, found
+
+
+@functools.cache
+def _ready(recipe: Recipe):
+    """(extractor, its FrozenParams on the device, a digest of both)."""
+    import jax
+
+    from svc_jax.features import FrozenParams
+
+    extractor, found = frozen_networks(recipe)
+    pitch = found.get("crepe")
+    params = FrozenParams(pitch and pitch.params, found["wav2letter"].params)
+    facts = {
+        "version": _VERSION,
+        "geometry": dataclasses.asdict(recipe.geometry),
+        "f0": recipe.f0,
+        "f0_hop": recipe.f0_hop,
+        "asr_layer": recipe.asr_layer,
+        "normalize_lufs": recipe.normalize_lufs,
+        "weights": {name: frozen.sha256 for name, frozen in found.items()},
+    }
+    return extractor, jax.device_put(params), digest(facts)
+
+
+def hear(source: Source, recipe: Recipe, cache: FeatureCache) -> Heard:
+    """Makes a recording's entry in the cache unless it is there."""
+    extractor, params, made_by = _ready(recipe)
+    try:
+        key = digest(file_digest(source.path), made_by)
+    except OSError as error:
+        said = error.strerror or "cannot be read"
+        measures = Measures(error=("missing", said.lower()))
+        return Heard(source, "", measures, Sound(), 0, ())
+    entry = cache.entry(key)
+    summary = entry.summary()
+    was_cached = summary is not None
+    if summary is None:
+        summary = _extract(source, recipe, extractor, params, entry)
+        entry.finish(summary)
+    measures = summary["measures"]
+    error = measures["error"] and tuple(measures["error"])
+    return Heard(
+        source,
+        key,
+        Measures(**{**measures, "error": error}),
+        Sound(**summary["sound"]),
+        summary["num_samples"],
+        tuple((first, last) for first, last in summary["spans"]),
+        was_cached,
+    )
+
+
+def _extract(source: Source, recipe: Recipe, extractor, params, entry) -> dict:
+    """Writes the arrays of an entry; returns its summary."""
+    geometry = recipe.geometry
+    measures, audio = listening.listen(source.path, geometry.sample_rate)
+    with audio:
+        heard, num_samples, spans = Sound(), 0, []
+        if measures.error is None:
+            if recipe.normalize_lufs is not None:
+                _normalize(audio, geometry.sample_rate, recipe.normalize_lufs)
+            num_samples = max(
+                geometry.padded_length(audio.num_samples), geometry.segment_samples
+            )
+            heard, spans = _write_arrays(
+                entry, extractor, params, audio, num_samples, measures
+            )
+    return {
+        "measures": dataclasses.asdict(measures),
+        "sound": dataclasses.asdict(heard),
+        "num_samples": num_samples,
+        "spans": spans,
+    }
+
+
+def _normalize(audio: listening.Audio, sample_rate: int, lufs: float):
+    loudness = listening.loudness_lufs(audio, sample_rate)
+    if np.isfinite(loudness):
+        audio.gain = 10 ** ((lufs - loudness) / 20)
+
+
+def _write_arrays(entry, extractor, params, audio, num_samples: int, measures):
+    """Writes audio and features; returns what they sound like, and the spans."""
+    geometry = extractor.geometry
+    num_asr_frames = geometry.num_asr_frames(num_samples)
+    if num_samples > LONG_SECONDS * geometry.sample_rate:
+        from svc_jax.long_recordings import LongRecording
+
+        recording = LongRecording(extractor, params, audio.read, num_samples)
+        extracted = recording.extract()
+        content = recording.content()
+    else:
+        whole = audio.read(0, num_samples)
+        (extracted,) = extractor.extract_recordings(params, [whole])
+        content = [extracted.features.asr_features]
+    entry.write(
+        "audio", [num_samples], np.float32, audio.blocks(listening.BLOCK, num_samples)
+    )
+    entry.write(
+        "asr_features", [num_asr_frames, extractor.asr_size], np.float16, content
+    )
+    for name, array in {
+        "f0_hz": extracted.features.f0_hz,
+        "f0_confidence": extracted.f0_confidence,
+        "loudness_db": extracted.features.loudness_db,
+        "asr_stats": extracted.asr_stats,
+    }.items():
+        entry.write(name, array.shape, np.float32, [array])
+
+    level_db = listening.levels_db(audio, geometry.asr_hop_length, num_asr_frames)
+    f0_hz = extracted.features.f0_hz
+    harmonicity = verdicts.harmonicity(
+        audio.read, f0_hz, geometry.sample_rate, geometry.hop_length
+    )
+    # Padding is no part of the recording.
+    real = max(1, -(-audio.num_samples // geometry.asr_hop_length))
+    ratio = geometry.asr_hop_length // geometry.hop_length
+    heard = verdicts.sound(
+        level_db[:real],
+        f0_hz[: real * ratio],
+        extracted.f0_confidence[: real * ratio],
+        harmonicity,
+    )
+    spans = segments.spans(
+        level_db,
+        frame_rate=geometry.asr_frame_rate,
+        shortest=geometry.segment_asr_frames,
+        longest=int(schema.MAX_RECORD_SECONDS * geometry.asr_frame_rate),
+    )
+    return heard, spans
+
+
+def read_record(entry, geometry: FrameGeometry, span: tuple[int, int]) -> dict:
+    """The arrays of a record: dict of name -> array, named as in schema.FEATURES."""
+    first, last = span
+    ratio = geometry.asr_hop_length // geometry.hop_length
+    hop_length = geometry.asr_hop_length
+    return {
+        "audio": entry.read("audio", first * hop_length, last * hop_length),
+        "f0_hz": entry.read("f0_hz", first * ratio, last * ratio),
+        "f0_confidence": entry.read("f0_confidence", first * ratio, last * ratio),
+        "loudness_db": entry.read("loudness_db", first * ratio, last * ratio),
+        "asr_features": entry.read("asr_features", first, last),
+        "asr_stats": entry.read("asr_stats"),
+    }
