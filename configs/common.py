@@ -13,6 +13,8 @@ def paper_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = ""  # a dataset made by data_pipeline.prepare
+    config.data.loader = "tf"  # or grain, for a dataset of array_record
+    config.data.balance = "none"  # or singer, pitch: what is drawn equally often
     config.data.embedded = False  # make the embedded corpus instead, in the workdir
 
     config.geometry = ml_collections.ConfigDict()

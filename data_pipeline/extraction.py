@@ -13,7 +13,7 @@ from data_pipeline.sources import Source
 from data_pipeline.verdicts import Sound
 from svc_jax.geometry import FrameGeometry
 
-LONG_SECONDS = 30  # from here on, features are made block by block
+LONG_SECONDS = 16  # from here on, features are made block by block
 _VERSION = 1  # of what is kept; raise it when a change here alters an entry
 
 
@@ -85,6 +85,18 @@ def frozen_networks(recipe: Recipe):
         recipe.f0_hop,
     )
     return extractor, found
+
+
+def keep_programs(cache: FeatureCache):
+    """Keeps what JAX compiles with the features, unless it has a place already."""
+    import jax
+
+    if (
+        "://" not in os.fspath(cache.folder)
+        and not jax.config.jax_compilation_cache_dir
+    ):
+        folder = os.fspath(cache.folder / "programs")
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @functools.cache

@@ -99,9 +99,11 @@ def run(recordings: Sequence[Source], work: Work, runner: str, options: Sequence
 
 def hear(source: Source, work: Work) -> extraction.Heard:
     """Features into the cache, unless they are there."""
-    with _LOCK:  # the networks are loaded once
+    cache = FeatureCache(work.cache)
+    with _LOCK:  # threads of a worker load the networks once
+        extraction.keep_programs(cache)
         extraction.frozen_networks(work.recipe)
-    heard = extraction.hear(source, work.recipe, FeatureCache(work.cache))
+    heard = extraction.hear(source, work.recipe, cache)
     note_progress(work, heard)
     return heard
 

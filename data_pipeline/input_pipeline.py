@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-from data_pipeline import schema
+from data_pipeline import sampling, schema
 from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
 
@@ -38,6 +38,25 @@ def record_offsets(path) -> np.ndarray:
     return np.asarray(found, np.int64).reshape(-1, 2)
 
 
+def files(data_dir, split: str, file_format: str = "*") -> list[pathlib.Path]:
+    """The files of records of a split, in their order."""
+    pattern = f"{schema.NAME}-{split}.{file_format}-*"
+    return sorted(pathlib.Path(data_dir).glob(pattern))
+
+
+def local_batch_size(batch_size: int, shard_count: int) -> int:
+    """Examples of a batch that each host has.
+
+    Raises:
+      ValueError: if hosts cannot share a batch evenly.
+    """
+    if batch_size % shard_count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided by {shard_count} hosts."
+        )
+    return batch_size // shard_count
+
+
 class Records:
     """Random access to the records of one split.
 
@@ -48,8 +67,7 @@ class Records:
     def __init__(self, data_dir, split: str):
         folder = pathlib.Path(data_dir)
         self.card = schema.Card.read(folder)
-        pattern = f"{schema.NAME}-{split}.tfrecord-*"
-        self._files = sorted(folder.glob(pattern))
+        self._files = files(folder, split, "tfrecord")
         offsets = [record_offsets(path) for path in self._files]
         if not sum(map(len, offsets)):
             raise UserError(
@@ -99,8 +117,7 @@ def parse(raw, asr_size: int):
 
 def eval_split(data_dir) -> str:
     """`validation`, or `train` where a dataset of single recordings has none, said."""
-    files = pathlib.Path(data_dir).glob(f"{schema.NAME}-validation.tfrecord-*")
-    if any(path.stat().st_size for path in files):
+    if any(path.stat().st_size for path in files(data_dir, "validation")):
         return "validation"
     print("note: no recording is kept for validation; the training ones are used.")
     return "train"
@@ -159,6 +176,7 @@ def train_batches(
     first_step: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
+    balance: str = "none",
 ):
     """Endless batches of random segments from the training split.
 
@@ -169,30 +187,46 @@ def train_batches(
       seed: of order and crops.
       first_step: of the first batch.
       shard_index, shard_count: this host and how many there are.
+      balance: what is drawn equally often: each record (none), each singer, or each
+        half octave of pitch; see `sampling.groups`.
 
     Returns:
       Iterator of dicts of numpy arrays, batch_size / shard_count examples each.
+
+    Raises:
+      UserError: if the records cannot be read, or not be balanced.
     """
     import tensorflow as tf
 
     records = Records(data_dir, "train")
-    count = len(records)
-    local = batch_size // shard_count
-    if local * shard_count != batch_size:
-        raise ValueError(
-            f"batch_size {batch_size} cannot be divided by {shard_count} hosts."
+    local = local_batch_size(batch_size, shard_count)
+    members = sampling.groups(data_dir, "train", balance, len(records))
+    order = tf.constant(np.concatenate(members))
+    counts = np.asarray([len(group) for group in members])
+    starts = tf.constant(np.cumsum(counts) - counts)
+    counts, num_groups = tf.constant(counts), len(members)
+
+    def shuffled(place, total, *seeds):
+        return tf.random.experimental.index_shuffle(
+            place, seed=tf.stack(seeds), max_index=total - 1
         )
+
+    def index_of(position):
+        """The record at a position of the endless row of all hosts' examples."""
+        # Every round visits each group once, in an order of its own; every epoch of a
+        # group visits each of its records once, likewise.
+        turn, place = position // num_groups, position % num_groups
+        group = shuffled(place, np.int64(num_groups), np.int64(-1 - seed), turn)
+        count = counts[group]
+        epoch, place = turn // count, turn % count
+        stream = epoch * num_groups + group
+        return order[starts[group] + shuffled(place, count, np.int64(seed), stream)]
 
     def example(number):
         """The number-th example of this host since the beginning of the run."""
         step, row = number // local, number % local
         position = step * batch_size + shard_index * local + row
-        epoch, place = position // count, position % count
-        # Every epoch visits every record once, in an order of its own.
-        index = tf.random.experimental.index_shuffle(
-            place, seed=tf.stack([seed, epoch]), max_index=count - 1
-        )
-        record = records.load(index)
+        record = records.load(index_of(position))
         last = tf.shape(record["asr_features"])[0] - geometry.segment_asr_frames
         start = tf.random.stateless_uniform(
             (), tf.stack([seed, position]), 0, last + 1, tf.int32
@@ -204,27 +238,39 @@ def train_batches(
     return dataset.batch(local, drop_remainder=True).prefetch(4).as_numpy_iterator()
 
 
-def eval_batches(data_dir, geometry: FrameGeometry, *, split: str, batch_size: int):
+def eval_batches(
+    data_dir,
+    geometry: FrameGeometry,
+    *,
+    split: str,
+    batch_size: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+):
     """The middle segment of every record of a split, in order; the last batch is full.
 
     Args:
       data_dir: a prepared dataset.
       geometry: of the segments.
       split: its name.
-      batch_size: examples in a batch; the first records fill up the last one.
+      batch_size: over all hosts; the first records fill up the last batch.
+      shard_index, shard_count: this host and how many there are.
 
     Returns:
-      list of dicts of numpy arrays.
+      list of dicts of numpy arrays, batch_size / shard_count examples each.
     """
     import tensorflow as tf
 
     records = Records(data_dir, split)
     num_batches = -(-len(records) // batch_size)
+    local = local_batch_size(batch_size, shard_count)
 
     def example(number):
-        record = records.load(number % len(records))
+        step, row = number // local, number % local
+        position = step * batch_size + shard_index * local + row
+        record = records.load(position % len(records))
         last = tf.shape(record["asr_features"])[0] - geometry.segment_asr_frames
         return crop(record, last // 2, geometry)
 
-    dataset = tf.data.Dataset.range(num_batches * batch_size).map(example)
-    return list(dataset.batch(batch_size).as_numpy_iterator())
+    dataset = tf.data.Dataset.range(num_batches * local).map(example)
+    return list(dataset.batch(local).as_numpy_iterator())

@@ -65,6 +65,8 @@ LEVELS = (
         "data_pipeline.verdicts",
         "data_pipeline.feature_cache",
         "data_pipeline.input_pipeline",
+        "data_pipeline.grain_pipeline",
+        "data_pipeline.sampling",
         "data_pipeline.transcripts",
     ),
     ("svc_jax.models", "svc_jax.models.*"),
@@ -296,6 +298,7 @@ def test_no_module_is_called_utils():
         "svc_jax",
         "data_pipeline.schema",
         "data_pipeline.input_pipeline",
+        "data_pipeline.grain_pipeline",
         "data_pipeline.transcripts",
     ],
 )

@@ -3,11 +3,15 @@
 import dataclasses
 import itertools
 import pathlib
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from data_pipeline import input_pipeline, prepare, schema
+from data_pipeline import grain_pipeline, input_pipeline, sampling, schema, shards
 from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
 from svc_jax.types import Batch
@@ -37,18 +41,45 @@ def record(number: int) -> dict:
     }
 
 
-def write(folder, num_train: int, num_validation: int) -> pathlib.Path:
-    folder.mkdir()
-    writer = prepare.dataset_writer(folder, 2)
-    numbers = range(num_train + num_validation)
-    records = [record(number) for number in numbers]
+def in_files(records: list) -> list[list]:
+    return [records[first : first + 256] for first in range(0, len(records), 256)]
+
+
+def write(
+    folder, num_train: int, num_validation: int, file_format: str = "tfrecord"
+) -> pathlib.Path:
+    """A dataset of ramps, 256 in a file."""
+    records = [record(number) for number in range(num_train + num_validation)]
     splits = {"train": records[:num_train], "validation": records[num_train:]}
-    writer.add_examples({name: part for name, part in splits.items() if part})
-    writer.close_all()
+    lengths = {}
+    folder.mkdir()
+    for split, part in splits.items():
+        lengths[split] = []
+        for number, file in enumerate(in_files(part)):
+            path = folder / shards.name(split, number, file_format)
+            columns = shards.write_records(path, file, 2, file_format)
+            shards.write_index(folder, split, number, columns)
+            lengths[split].append(len(file))
+    shards.write_info(folder, lengths, 2, file_format)
     singers = tuple(schema.Singer(name, 200, 100, 300, 1) for name in "abc")
     card = schema.Card(singers, 16_000, 64, 320, {"network": "yin"}, {"size": 2})
     card.write(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def array_ramps(tmp_path_factory) -> pathlib.Path:
+    pytest.importorskip("grain", reason="the extra [grain] is not installed")
+    folder = tmp_path_factory.mktemp("array_ramps") / "d"
+    return write(folder, NUM_TRAIN, NUM_VALIDATION, "array_record")
+
+
+@pytest.fixture(scope="module", params=["tf", "grain"])
+def loader(request):
+    """(train_batches, its dataset) of each loader."""
+    if request.param == "tf":
+        return input_pipeline.train_batches, request.getfixturevalue("ramps")
+    return grain_pipeline.train_batches, request.getfixturevalue("array_ramps")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +88,12 @@ def ramps(tmp_path_factory) -> pathlib.Path:
 
 
 def batches(folder, count: int, **changes) -> list[dict]:
+    """Of a folder, or of a loader."""
+    train_batches = input_pipeline.train_batches
+    if isinstance(folder, tuple):
+        train_batches, folder = folder
     arguments = {"batch_size": 20, "seed": 3, **changes}
-    stream = input_pipeline.train_batches(folder, GRID, **arguments)
+    stream = train_batches(folder, GRID, **arguments)
     return list(itertools.islice(stream, count))
 
 
@@ -105,8 +140,8 @@ def test_an_empty_file_has_no_records(tmp_path):
 # Training.
 
 
-def test_batches_have_the_fields_and_shapes_of_a_batch(ramps):
-    (batch,) = batches(ramps, 1)
+def test_batches_have_the_fields_and_shapes_of_a_batch(loader):
+    (batch,) = batches(loader, 1)
     assert set(batch) == {field.name for field in dataclasses.fields(Batch)}
     shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
     assert shapes == {
@@ -119,8 +154,8 @@ def test_batches_have_the_fields_and_shapes_of_a_batch(ramps):
     }
 
 
-def test_crops_of_audio_and_features_are_of_the_same_place(ramps):
-    for batch in batches(ramps, 15):
+def test_crops_of_audio_and_features_are_of_the_same_place(loader):
+    for batch in batches(loader, 15):
         audio, number = batch["audio"], batch["asr_stats"][:, 0, 0]
         start = audio[:, :1] - STRIDE * number[:, None]
         assert (start % 320 == 0).all()
@@ -135,8 +170,8 @@ def test_crops_of_audio_and_features_are_of_the_same_place(ramps):
         np.testing.assert_array_equal(batch["singer_id"], number % 3)
 
 
-def test_crops_start_anywhere_in_a_record(ramps):
-    found = batches(ramps, 60)
+def test_crops_start_anywhere_in_a_record(loader):
+    found = batches(loader, 60)
     length = np.array([ASR_FRAMES[n % 3] for n in numbers(found)])
     for num_asr_frames in ASR_FRAMES:
         chosen = starts(found)[length == num_asr_frames] / 320
@@ -147,8 +182,8 @@ def test_crops_start_anywhere_in_a_record(ramps):
 
 
 @pytest.mark.parametrize("batch_size", [20, 7])  # the second does not divide an epoch
-def test_every_epoch_has_every_record_once_in_an_order_of_its_own(ramps, batch_size):
-    found = numbers(batches(ramps, 2 * NUM_TRAIN // batch_size, batch_size=batch_size))
+def test_every_epoch_has_every_record_once_in_an_order_of_its_own(loader, batch_size):
+    found = numbers(batches(loader, 2 * NUM_TRAIN // batch_size, batch_size=batch_size))
     first = found[:NUM_TRAIN]
     second = found[NUM_TRAIN : 2 * NUM_TRAIN]
     assert sorted(first) == list(range(NUM_TRAIN))
@@ -159,15 +194,15 @@ def test_every_epoch_has_every_record_once_in_an_order_of_its_own(ramps, batch_s
     assert neighbours < 15  # 2 are expected
 
 
-def test_order_and_crops_are_functions_of_the_seed(ramps):
-    assert_same(batches(ramps, 3), batches(ramps, 3))
-    others = batches(ramps, 3, seed=4)
-    assert numbers(others) != numbers(batches(ramps, 3))
+def test_order_and_crops_are_functions_of_the_seed(loader):
+    assert_same(batches(loader, 3), batches(loader, 3))
+    others = batches(loader, 3, seed=4)
+    assert numbers(others) != numbers(batches(loader, 3))
 
 
-def test_a_resumed_run_gets_what_it_would_have_got(ramps):
-    whole = batches(ramps, 22)  # beyond an epoch
-    assert_same(batches(ramps, 5, first_step=17), whole[17:])
+def test_a_resumed_run_gets_what_it_would_have_got(loader):
+    whole = batches(loader, 22)  # beyond an epoch
+    assert_same(batches(loader, 5, first_step=17), whole[17:])
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -185,9 +220,140 @@ def test_hosts_have_the_parts_of_one_batch(ramps, count):
     assert_same(joined, whole)
 
 
-def test_a_batch_that_hosts_cannot_share_is_refused(ramps):
+@pytest.mark.parametrize("count", [2, 5, 20])  # 20 hosts are more than there are files
+def test_hosts_parts_are_disjoint_and_complete(loader, count):
+    steps = NUM_TRAIN // 20
+    parts = [
+        numbers(batches(loader, steps, shard_index=index, shard_count=count))
+        for index in range(count)
+    ]
+    assert {len(part) for part in parts} == {NUM_TRAIN // count}
+    assert sorted(itertools.chain(*parts)) == list(range(NUM_TRAIN))
+
+
+def test_step_400_000_is_ready_at_once(loader):
+    started = time.monotonic()
+    found = batches(loader, 2, first_step=400_000)
+    assert time.monotonic() - started < 10
+    again = batches(loader, 1, first_step=400_001)
+    assert_same(again, found[1:])
+
+
+# Balance.
+
+
+@pytest.mark.parametrize("steps", [7, 40])
+def test_singers_are_drawn_equally_often_and_their_records_too(
+    tmp_path_factory, steps, loader
+):
+    train_batches, _ = loader
+    is_tf = train_batches is input_pipeline.train_batches
+    folder = tmp_path_factory.mktemp("unequal") / "d"
+    # Of ramps 0 to 14 drop some, so that singers 0, 1 and 2 have 1, 2 and 5.
+    kept = [0, 1, 4, 2, 5, 8, 11, 14]
+    file_format = "tfrecord" if is_tf else "array_record"
+    write_these(folder, [record(number) for number in kept], file_format)
+    found = batches((train_batches, folder), steps, batch_size=30, balance="singer")
+    singers = np.concatenate([batch["singer_id"] for batch in found])
+    np.testing.assert_array_equal(np.bincount(singers), [10 * steps] * 3)
+    counts = np.bincount(numbers(found), minlength=15)
+    for singer, own in enumerate(([0], [1, 4], [2, 5, 8, 11, 14])):
+        assert counts[own].sum() == 10 * steps, singer
+        assert counts[own].max() - counts[own].min() <= 1
+    resumed = batches(
+        (train_batches, folder),
+        2,
+        batch_size=30,
+        balance="singer",
+        first_step=steps - 2,
+    )
+    assert_same(resumed, found[-2:])
+
+
+def write_these(folder, records, file_format: str):
+    write(folder, 1, 0, file_format)
+    path = folder / shards.name("train", 0, file_format)
+    columns = shards.write_records(path, records, 2, file_format)
+    shards.write_index(folder, "train", 0, columns)
+
+
+def test_pitch_bands_are_half_octaves_and_rare_ones_join_their_neighbour():
+    f0_hz = np.repeat([110.0, 113, 220, 440, 900, 0], [50, 50, 100, 60, 1, 9])
+    bands = sampling.pitch_bands(f0_hz.astype(np.float32))
+    first, fourth = bands[0], bands[-10]
+    assert (bands[:100] == first).all()
+    assert (bands[100:200] == first + 2).all()
+    assert (bands[200:260] == first + 4).all()
+    assert fourth == first + 4  # one record in 900 Hz is no band
+    assert (bands[-9:] == first).all()  # what has no pitch goes where most is
+
+
+def test_bands_without_any_pitch_are_one():
+    assert len(set(sampling.pitch_bands(np.zeros(5, np.float32)))) == 1
+
+
+def test_pitches_are_drawn_equally_often(tmp_path):
+    records = [record(number) for number in range(12)]
+    for number, each in enumerate(records):
+        each["f0_hz"] = np.full_like(each["f0_hz"], 110.0 if number < 3 else 440.0)
+    write_these(tmp_path / "d", records, "tfrecord")
+    found = batches(tmp_path / "d", 9, batch_size=2, balance="pitch")
+    low = [n < 3 for n in numbers(found)]
+    assert low.count(True) == 9
+    assert np.bincount(numbers(found))[:3].tolist() == [3, 3, 3]
+
+
+def test_an_unknown_balance_and_a_dataset_without_index_are_refused(tmp_path):
+    folder = write(tmp_path / "d", 2, 0)
+    line = refusal(batches, folder, 1, balance="loudness")
+    assert line.startswith("config.data.balance is 'loudness'; choose one of none, ")
+    shutil.rmtree(folder / "index")
+    batches(folder, 1)
+    line = refusal(batches, folder, 1, balance="singer")
+    assert line.startswith(f"{folder}: has no index of its records by singer and pitch")
+
+
+def test_grain_does_not_read_tfrecords(ramps):
+    pytest.importorskip("grain", reason="the extra [grain] is not installed")
+    line = refusal(grain_pipeline.train_batches, ramps, GRID, batch_size=2, seed=0)
+    assert line.startswith(f"{ramps}: holds no array_record of the split 'train'; ")
+
+
+def test_records_are_parsed_alike_with_and_without_tensorflow(ramps):
+    records = input_pipeline.Records(ramps, "train")
+    for number in (0, 1, 299):
+        raw = records.read(number)
+        ours = grain_pipeline.parse(raw, 2)
+        theirs = input_pipeline.parse(raw, 2)
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            assert array.dtype == theirs[name].numpy().dtype, name
+            np.testing.assert_array_equal(array, theirs[name].numpy())
+
+
+def test_grain_needs_no_tensorflow(array_ramps):
+    program = (
+        "import sys\n"
+        "from data_pipeline import grain_pipeline\n"
+        "from svc_jax.geometry import FrameGeometry\n"
+        "grid = FrameGeometry(segment_samples=640)\n"
+        "stream = grain_pipeline.train_batches(\n"
+        "    sys.argv[1], grid, batch_size=4, seed=0)\n"
+        "print(next(stream)['audio'].shape, 'tensorflow' in sys.modules)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, array_ramps],
+        check=False,
+        cwd=pathlib.Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert child.stdout == "(4, 640) False\n", child.stderr
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(loader):
     with pytest.raises(ValueError, match="batch_size 20 cannot be divided by 3 hosts"):
-        batches(ramps, 1, shard_count=3)
+        batches(loader, 1, shard_count=3)
 
 
 def test_a_dataset_of_one_record_is_enough(tmp_path):
@@ -212,6 +378,23 @@ def test_evaluation_has_every_record_in_order_in_full_batches(
     middles = {2: 0, 3: 0, 8: 3 * 320}  # of 0, 1 and 6 ASR frames to spare
     expected = [middles[ASR_FRAMES[n % 3]] for n in numbers(found)]
     np.testing.assert_array_equal(starts(found), expected)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_hosts_share_the_batches_of_evaluation(ramps, count):
+    arguments = {"split": "validation", "batch_size": 4}
+    whole = input_pipeline.eval_batches(ramps, GRID, **arguments)
+    parts = [
+        input_pipeline.eval_batches(
+            ramps, GRID, **arguments, shard_index=index, shard_count=count
+        )
+        for index in range(count)
+    ]
+    joined = [
+        {name: np.concatenate([batch[name] for batch in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
 
 
 # Refusals.

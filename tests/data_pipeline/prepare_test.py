@@ -598,71 +598,68 @@ def test_what_does_not_fit_is_not_added(grown, tmp_path, wav2letter_file):
 # Being killed.
 
 
-def kill_at(moment: float, arguments: list[str]) -> bool:
-    """Starts preparing, kills it after seconds; whether it was still running."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline.prepare", *arguments],
+def start_preparing(recordings, folder, weights_file) -> subprocess.Popen:
+    """A process that prepares folder/choir, with folder/.features."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "data_pipeline.prepare", "--f0=yin"),
+            *(f"--input={recordings}", f"--output={folder / 'choir'}"),
+            f"--wav2letter={weights_file}",
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    try:
-        child.wait(moment)
-        return False
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        return True
 
 
-def run_killed_and_run_again(recordings, dataset, tmp_path, weights_file, shares):
-    """Kills runs at shares of a run's time, then lets one finish."""
-    arguments = [
-        f"--input={recordings}",
-        f"--wav2letter={weights_file}",
-        "--f0=yin",
-        f"--cache={tmp_path / 'cache'}",
-    ]
-    started = time.monotonic()
-    whole = [*arguments[:3], f"--cache={tmp_path / 'w'}", f"--output={tmp_path / 'w1'}"]
-    assert not kill_at(600, whole)
-    seconds = time.monotonic() - started
-    killed = 0
-    for number, share in enumerate(shares):
-        output = tmp_path / f"choir{number}"
-        killed += kill_at(share * seconds, [*arguments, f"--output={output}"])
-        assert not output.exists() or files_of(output) == files_of(dataset)
-        if not output.exists():
-            assert not kill_at(600, [*arguments, f"--output={output}"])
-        assert named_choir(files_of(output)) == named_choir(files_of(dataset))
-        shutil.rmtree(tmp_path / "cache")  # each one begins with nothing
-    leftovers = [p.name for p in tmp_path.iterdir() if "partial" in p.name]
-    assert not leftovers
-    return killed
+def kill(child: subprocess.Popen) -> bool:
+    """Kills a process as a power cut would; whether it was still running."""
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    return child.returncode == -signal.SIGKILL
 
 
-def named_choir(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Without the page's title, the one thing that tells the dataset's name."""
-    page = files["report.html"].decode()
-    title = page[page.index("<title>") + 7 : page.index("</title>")]
-    return {**files, "report.html": page.replace(title, "").encode()}
+def prepare_again(recordings, folder, weights_file, dataset):
+    """Prepares what a killed process left, which must be as if it never was killed."""
+    output = folder / "choir"
+    if not output.exists():
+        child = start_preparing(recordings, folder, weights_file)
+        _, err = child.communicate()
+        assert child.returncode == 0, err
+    assert files_of(output) == files_of(dataset)
+    assert {path.name for path in folder.iterdir()} == {"choir", ".features"}
 
 
+@pytest.mark.parametrize(
+    "moment",
+    [".features/*/*/summary.json", ".choir.partial/.singing-train*.partial"],
+    ids=["a recording is heard", "a file is half-written"],
+)
 def test_a_killed_preparation_leaves_no_dataset_and_a_second_one_is_as_if_never_killed(
-    recordings, dataset, tmp_path, wav2letter_file
+    recordings, dataset, tmp_path, wav2letter_file, moment
 ):
-    killed = run_killed_and_run_again(
-        recordings, dataset, tmp_path, wav2letter_file, [0.5, 0.85]
-    )
-    assert killed == 2
+    child = start_preparing(recordings, tmp_path, wav2letter_file)
+    while child.poll() is None and not any(tmp_path.glob(moment)):
+        time.sleep(0.001)
+    assert kill(child)
+    assert not (tmp_path / "choir").exists()
+    assert (tmp_path / ".choir.partial").exists()
+    prepare_again(recordings, tmp_path, wav2letter_file, dataset)
 
 
 @pytest.mark.proof
 def test_killed_at_20_random_moments(recordings, dataset, tmp_path, wav2letter_file):
-    shares = random.Random(0).choices(range(100), k=20)
-    killed = run_killed_and_run_again(
-        recordings, dataset, tmp_path, wav2letter_file, [0.2 + s / 125 for s in shares]
-    )
+    began = time.monotonic()
+    assert not start_preparing(recordings, tmp_path / "0", wav2letter_file).wait()
+    seconds = time.monotonic() - began
+    rng, killed = random.Random(0), 0
+    for number in range(1, 21):
+        folder = tmp_path / f"{number}"
+        child = start_preparing(recordings, folder, wav2letter_file)
+        time.sleep(seconds * rng.uniform(0.1, 1.0))
+        killed += kill(child)
+        prepare_again(recordings, folder, wav2letter_file, dataset)
     assert killed >= 15
 
 
