@@ -75,10 +75,13 @@ def _rank(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def frozen_networks(f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer: str):
+def frozen_networks(
+    geometry, f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer: str
+):
     """The extractor and its weights, from where weights come from.
 
     Args:
+      geometry: grids of audio and features.
       f0: crepe-tiny, crepe-full or yin.
       f0_hop: samples between two estimates of f0.
       crepe_path: CREPE's weights; None for where they are usually found.
@@ -89,7 +92,6 @@ def frozen_networks(f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer
       (FeatureExtractor, dict of name -> svc_jax.weights.Weights).
     """
     from svc_jax import builders, weights
-    from svc_jax.geometry import FrameGeometry
 
     found = {"wav2letter": weights.wav2letter(wav2letter_path)}
     capacity = None
@@ -97,7 +99,7 @@ def frozen_networks(f0: str, f0_hop: int, crepe_path, wav2letter_path, asr_layer
         capacity = f0.removeprefix("crepe-")
         found["crepe"] = weights.crepe(capacity, crepe_path)
     extractor = builders.extractor(
-        FrameGeometry(), found["wav2letter"].config, asr_layer, capacity, f0_hop
+        geometry, found["wav2letter"].config, asr_layer, capacity, f0_hop
     )
     return extractor, found
 
@@ -289,6 +291,7 @@ def prepare(
     input_dir,
     output_dir,
     *,
+    geometry=None,
     f0: str = "crepe-tiny",
     f0_hop: int = 160,
     crepe_path=None,
@@ -301,6 +304,7 @@ def prepare(
     Args:
       input_dir: a folder per singer.
       output_dir: made; must not exist or be empty.
+      geometry: grids of audio and features; by default the paper's.
       f0, f0_hop, crepe_path, wav2letter_path, asr_layer: see `frozen_networks`.
       valid: see `find_sources`.
 
@@ -313,6 +317,7 @@ def prepare(
     from data_pipeline import schema
     from svc_jax.errors import UserError
     from svc_jax.features import FrozenParams
+    from svc_jax.geometry import FrameGeometry
 
     output = pathlib.Path(output_dir).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -322,7 +327,7 @@ def prepare(
         )
     sources = find_sources(input_dir, valid)
     extractor, found = frozen_networks(
-        f0, f0_hop, crepe_path, wav2letter_path, asr_layer
+        geometry or FrameGeometry(), f0, f0_hop, crepe_path, wav2letter_path, asr_layer
     )
     pitch, reader = found.get("crepe"), found["wav2letter"]
     frozen = FrozenParams(pitch and pitch.params, reader.params)
@@ -361,10 +366,32 @@ def prepare(
     return list(tally.refused.values())
 
 
+def geometry_of(sample_rate: int, hop_length: int | None):
+    """The grids that are asked for; a hop of 10 ms unless told otherwise.
+
+    At 16 kHz it is the paper's, 64 samples.
+
+    Raises:
+      UserError: if they do not fit into each other.
+    """
+    from svc_jax.errors import UserError
+    from svc_jax.geometry import FrameGeometry
+
+    paper = FrameGeometry()
+    default = (
+        paper.hop_length if sample_rate == paper.sample_rate else sample_rate // 100
+    )
+    try:
+        return FrameGeometry.at(sample_rate, hop_length or default)
+    except ValueError as error:
+        raise UserError(f"--sample_rate, --hop_length: {error}") from error
+
+
 def main(_, flags):
     refused = prepare(
         flags.input,
         flags.output,
+        geometry=geometry_of(flags.sample_rate, flags.hop_length),
         f0=flags.f0,
         f0_hop=flags.f0_hop,
         crepe_path=flags.crepe,
@@ -399,13 +426,21 @@ def define_flags():
         "input", None, "Folder with a folder per singer.", required=True
     )
     flags.DEFINE_string("output", None, "Folder of the dataset to make.", required=True)
+    flags.DEFINE_integer("sample_rate", 16_000, "Of the audio to train on, in Hz.")
+    flags.DEFINE_integer(
+        "hop_length",
+        None,
+        "Samples between two frames of pitch and loudness: 64 at 16 kHz is the paper's"
+        " and the default there, 160 is for configs/fast.py; else 10 ms.",
+        lower_bound=1,
+    )
     flags.DEFINE_enum(
         "f0", "crepe-tiny", ["crepe-tiny", "crepe-full", "yin"], "What hears the pitch."
     )
     flags.DEFINE_integer(
         "f0_hop",
         160,
-        "Samples between two estimates of pitch; 64 is the exact grid.",
+        "Samples at 16 kHz between two estimates of pitch; 64 is the exact grid.",
         lower_bound=1,
     )
     flags.DEFINE_string(

@@ -30,13 +30,13 @@ def claim_dataset(config, workdir):
       UserError: if there is no dataset, or it differs from the run's.
     """
     from data_pipeline import embedded_dataset, schema
-    from svc_jax import checkpoints
+    from svc_jax import builders, checkpoints
     from svc_jax.errors import UserError
 
     workdir = pathlib.Path(workdir)
     data_dir = config.data.dir
     if config.data.embedded and not data_dir:
-        data_dir = embedded_dataset.make(workdir / "data")
+        data_dir = embedded_dataset.make(workdir / "data", builders.geometry(config))
     if not data_dir:
         raise UserError(
             "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
