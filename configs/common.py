@@ -50,6 +50,7 @@ def paper_config() -> ml_collections.ConfigDict:
     config.loss.weights = ml_collections.ConfigDict()
     config.loss.weights.spectral = 1.0
     config.loss.weights.adversarial = 2.5  # alpha
+    config.loss.weights.matching = 0.0  # feature matching; the paper has none
     config.loss.weights.pitch = 1.0  # beta
     config.loss.weights.content = 1.0  # gamma
     config.loss.fft_sizes = (2048, 1024, 512, 256, 128, 64)

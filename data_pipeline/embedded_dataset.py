@@ -73,13 +73,14 @@ def pitch_network() -> str:
     return "crepe-tiny"
 
 
-def make(folder) -> pathlib.Path:
+def make(folder, geometry) -> pathlib.Path:
     """Synthesises the corpus, trains a recogniser on its syllables, prepares a dataset.
 
     What is already there is kept.
 
     Args:
       folder: gets corpus/, phrases/, asr/ and dataset/.
+      geometry: grids of the dataset.
 
     Returns:
       The dataset's folder.
@@ -101,6 +102,7 @@ def make(folder) -> pathlib.Path:
     prepare.prepare(
         corpus / "recordings",
         dataset,
+        geometry=geometry,
         f0=pitch_network(),
         wav2letter_path=wav2letter,
     )

@@ -14,6 +14,21 @@ from svc_jax.geometry import FrameGeometry
 THREADS = 4
 
 
+def _open(data_dir, split: str):
+    """(the records of a split, by number; size of their ASR features)."""
+    import grain
+
+    asr_size = schema.Card.read(data_dir).asr["size"]
+    paths = input_pipeline.files(data_dir, split, "array_record")
+    if not paths:
+        raise UserError(
+            f"{data_dir}: holds no array_record of the split {split!r}; prepare it with"
+            " --file_format array_record, or set config.data.loader to tf."
+        )
+    source = grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])
+    return source, asr_size
+
+
 def parse(raw: bytes, asr_size: int) -> dict[str, np.ndarray]:
     """A record's bytes as the arrays of BATCH_FIELDS, by the contract of `schema`."""
     from tensorflow_datasets.proto import tf_example_pb2
@@ -78,15 +93,8 @@ def train_batches(
     """
     import grain
 
-    asr_size = schema.Card.read(data_dir).asr["size"]
+    source, asr_size = _open(data_dir, "train")
     local = input_pipeline.local_batch_size(batch_size, shard_count)
-    paths = input_pipeline.files(data_dir, "train", "array_record")
-    if not paths:
-        raise UserError(
-            f"{data_dir}: holds no array_record of the split 'train'; prepare it with"
-            " --file_format array_record, or set config.data.loader to tf."
-        )
-    source = grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])
     members = sampling.groups(data_dir, "train", balance, len(source))
 
     def segment(raw: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -111,3 +119,31 @@ def train_batches(
     own = examples[shard_index::shard_count].batch(local, drop_remainder=True)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4)
     return iter(own[first_step:].to_iter_dataset(options))
+
+
+def eval_batches(
+    data_dir,
+    geometry: FrameGeometry,
+    *,
+    split: str,
+    batch_size: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> list[dict[str, np.ndarray]]:
+    """The middle segment of every record of a split, in order; the last batch is full.
+
+    Args, Returns and Raises: as of input_pipeline.eval_batches.
+    """
+    source, asr_size = _open(data_dir, split)
+    local = input_pipeline.local_batch_size(batch_size, shard_count)
+    batches = []
+    for first in range(0, len(source), batch_size):
+        segments = []
+        for row in range(local):
+            position = first + shard_index * local + row
+            example = parse(source[position % len(source)], asr_size)
+            last = len(example["asr_features"]) - geometry.segment_asr_frames
+            segments.append(crop(example, last // 2, geometry))
+        names = input_pipeline.BATCH_FIELDS
+        batches.append({name: np.stack([s[name] for s in segments]) for name in names})
+    return batches

@@ -331,7 +331,7 @@ def _put_in_place(partial, output, replaced):
 def main(_, flags):
     from svc_jax.errors import UserError
 
-    geometry = _geometry(flags.sample_rate, flags.hop_length, flags.asr_hop_length)
+    geometry = geometry_of(flags.sample_rate, flags.hop_length)
     if bool(flags.input) == bool(flags.tfds):
         raise UserError(
             "name either recordings with --input, or a dataset of tensorflow-datasets"
@@ -366,15 +366,25 @@ def main(_, flags):
     print_summary(flags.output)
 
 
-def _geometry(sample_rate: int, hop_length: int, asr_hop_length: int):
+def geometry_of(sample_rate: int, hop_length: int | None):
+    """The grids that are asked for; a hop of 10 ms unless told otherwise.
+
+    At 16 kHz it is the paper's, 64 samples.
+
+    Raises:
+      UserError: if they do not fit into each other.
+    """
     from svc_jax.errors import UserError
     from svc_jax.geometry import FrameGeometry
 
-    second = asr_hop_length * max(1, sample_rate // asr_hop_length)
+    paper = FrameGeometry()
+    default = (
+        paper.hop_length if sample_rate == paper.sample_rate else sample_rate // 100
+    )
     try:
-        return FrameGeometry(sample_rate, hop_length, asr_hop_length, second)
+        return FrameGeometry.at(sample_rate, hop_length or default)
     except ValueError as error:
-        raise UserError(f"--{error}") from error
+        raise UserError(f"--sample_rate, --hop_length: {error}") from error
 
 
 def _chosen(flags) -> list:
@@ -512,12 +522,13 @@ def define_flags():
         lower_bound=0.0,
         upper_bound=1.0,
     )
-    flags.DEFINE_integer("sample_rate", 16_000, "Of the dataset, Hz.", lower_bound=1)
+    flags.DEFINE_integer("sample_rate", 16_000, "Of the audio to train on, in Hz.")
     flags.DEFINE_integer(
-        "hop_length", 64, "Samples per frame of f0 and loudness.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "asr_hop_length", 320, "Samples per frame of ASR features.", lower_bound=1
+        "hop_length",
+        None,
+        "Samples between two frames of pitch and loudness: 64 at 16 kHz is the paper's"
+        " and the default there, 160 is for configs/fast.py; else 10 ms.",
+        lower_bound=1,
     )
     flags.DEFINE_enum(
         "file_format",

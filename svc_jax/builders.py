@@ -5,12 +5,13 @@ from svc_jax.errors import UserError
 from svc_jax.features import FeatureExtractor
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.crepe import Crepe
-from svc_jax.models.discriminators import WaveNetDiscriminator
+from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminator
+from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
 
-GENERATORS = {"wavenet": WaveNetGenerator}
-DISCRIMINATORS = {"wavenet": WaveNetDiscriminator}
+GENERATORS = {"wavenet": WaveNetGenerator, "source_filter": SourceFilterGenerator}
+DISCRIMINATORS = {"wavenet": WaveNetDiscriminator, "multi": MultiDiscriminator}
 
 
 def geometry(config) -> FrameGeometry:
@@ -41,8 +42,8 @@ def generator(config, num_singers: int):
     """The generator that config.generator.name names.
 
     Raises:
-      UserError: for an unknown name, several singers without an embedding, or
-        upsampling that does not fit the geometry.
+      UserError: for an unknown name, several singers without an embedding, or a
+        generator that does not fit the geometry.
     """
     if num_singers > 1 and not config.generator.embedding_size:
         raise UserError(
@@ -57,10 +58,7 @@ def generator(config, num_singers: int):
         **_arguments(config.generator),
     )
     try:
-        grid.check_upsampling(
-            "loudness_factors", module.loudness_factors, grid.hop_length
-        )
-        grid.check_upsampling("asr_factors", module.asr_factors, grid.asr_hop_length)
+        module.check(grid)
     except ValueError as error:
         raise UserError(f"config.generator.{error}") from error
     return module

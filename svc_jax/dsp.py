@@ -204,10 +204,9 @@ def loudness_db(audio, sample_rate: int, hop_length: int, length=None):
 # Sine excitation.
 
 
-def _edges(f0_hz):
-    """f0 at both ends of every frame interval, and whether each end is voiced."""
-    following = jnp.concatenate([f0_hz[:, 1:], f0_hz[:, -1:]], axis=1)
-    return f0_hz, following, f0_hz > 0, following > 0
+def _following(f0_hz):
+    """f0 of the frame after each; the last one is held."""
+    return jnp.concatenate([f0_hz[:, 1:], f0_hz[:, -1:]], axis=1)
 
 
 def interpolate_f0(f0_hz, hop_in: int, hop_out: int, num_out: int):
@@ -229,10 +228,15 @@ def interpolate_f0(f0_hz, hop_in: int, hop_out: int, num_out: int):
     index = np.minimum(position // hop_in, f0_hz.shape[1] - 1)
     fraction = ((position - index * hop_in) / hop_in).clip(0, 1)[None]
     fraction = fraction.astype(np.float32)
-    left, right, left_voiced, right_voiced = (x[:, index] for x in _edges(f0_hz))
-    between = left + (right - left) * fraction
+    return _between(f0_hz[:, index], _following(f0_hz)[:, index], fraction)
+
+
+def _between(left, right, fraction):
+    """f0 between two frames: linear if both are voiced, else that of the nearer one."""
     nearest = jnp.where(fraction < 0.5, left, right)
-    return jnp.where(left_voiced & right_voiced, between, nearest)
+    return jnp.where(
+        (left > 0) & (right > 0), left + (right - left) * fraction, nearest
+    )
 
 
 def sample_f0(f0_hz, hop_length: int):
@@ -240,10 +244,18 @@ def sample_f0(f0_hz, hop_length: int):
     return interpolate_f0(f0_hz, hop_length, 1, f0_hz.shape[1] * hop_length)
 
 
-def _running_hz(f0_hz, hop_length: int):
-    """Sum of f0 over the samples of each frame interval so far, [B, T, hop_length]."""
-    left, right, left_voiced, right_voiced = _edges(f0_hz)
-    both = left_voiced & right_voiced
+def _running_hz(left, right, hop_length: int):
+    """Sum of f0 over the samples of each frame interval so far.
+
+    Args:
+      left: [B, T] in Hz, f0 at the interval's beginning.
+      right: [B, T] in Hz, at its end.
+      hop_length: its samples.
+
+    Returns:
+      [B, T, hop_length].
+    """
+    both = (left > 0) & (right > 0)
     # Samples 0..half-1 of an interval are nearest to its left frame.
     half = -(-hop_length // 2)
     k = np.arange(hop_length)
@@ -263,6 +275,34 @@ def _running_hz(f0_hz, hop_length: int):
     )
 
 
+def frame_advance(f0_hz, following_hz, *, sample_rate: int, hop_length: int):
+    """How far the sine turns from each frame to the following one.
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      following_hz: [B, T], f0 of the frames after these.
+      sample_rate: in Hz.
+      hop_length: in samples.
+
+    Returns:
+      [B, T] uint32, in 2^-32 turns modulo one turn.
+    """
+    scale = 2**32 * hop_length / sample_rate
+    # Shares of the two ends in an interval's sum, between voiced frames and at an edge.
+    late = (hop_length - 1) / (2 * hop_length)
+    half = -(-hop_length // 2) / hop_length
+    return jnp.where(
+        (f0_hz > 0) & (following_hz > 0),
+        _units(f0_hz, scale * (1 - late)) + _units(following_hz, scale * late),
+        _units(f0_hz, scale * half) + _units(following_hz, scale * (1 - half)),
+    )
+
+
+def to_turns(units):
+    """uint32 in 2^-32 turns -> float32 turns, [0, 1]."""
+    return units.astype(jnp.float32) * 2.0**-32
+
+
 def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
     """Phase of the sine before each frame, without drift.
 
@@ -277,18 +317,10 @@ def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
     Returns:
       [B, T] in turns, [0, 1].
     """
-    left, right, left_voiced, right_voiced = _edges(f0_hz)
-    scale = 2**32 * hop_length / sample_rate
-    # Shares of the two ends in an interval's sum, between voiced frames and at an edge.
-    late = (hop_length - 1) / (2 * hop_length)
-    half = -(-hop_length // 2) / hop_length
-    advance = jnp.where(
-        left_voiced & right_voiced,
-        _units(left, scale * (1 - late)) + _units(right, scale * late),
-        _units(left, scale * half) + _units(right, scale * (1 - half)),
+    advance = frame_advance(
+        f0_hz, _following(f0_hz), sample_rate=sample_rate, hop_length=hop_length
     )
-    start = jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance
-    return start.astype(jnp.float32) * 2.0**-32
+    return to_turns(jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance)
 
 
 def _units(hz, scale: float):
@@ -311,7 +343,7 @@ def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):
       [B, T * hop_length] in turns, [0, 1).
     """
     start = frame_phase(f0_hz, sample_rate=sample_rate, hop_length=hop_length)
-    within = _running_hz(f0_hz, hop_length) / sample_rate
+    within = _running_hz(f0_hz, _following(f0_hz), hop_length) / sample_rate
     return ((start[..., None] + within) % 1.0).reshape(f0_hz.shape[0], -1)
 
 
@@ -342,6 +374,69 @@ def sine_excitation(
     noise = noise[..., None] * NOISE_DEVIATION
     unvoiced = SINE_AMPLITUDE / (3 * NOISE_DEVIATION) * noise
     return jnp.where(f0_samples > 0, sine + noise, unvoiced)
+
+
+def _sample_turns(f0_hz, following_hz, phase, sample_rate: int, hop_length: int):
+    """Phase of the sine and f0 at every sample of frame intervals.
+
+    Args:
+      f0_hz, following_hz, phase, sample_rate, hop_length: as in `pulse_train`.
+
+    Returns:
+      (turns, in [-0.5, 0.5]; f0 in Hz), [B, T, hop_length].
+    """
+    fraction = (np.arange(hop_length, dtype=np.float32) / hop_length)[None, None]
+    f0_samples = _between(f0_hz[..., None], following_hz[..., None], fraction)
+    running = _running_hz(f0_hz, following_hz, hop_length)
+    turns = phase[..., None] + running / sample_rate
+    return turns - jnp.round(turns), f0_samples
+
+
+def sine(f0_hz, following_hz, phase, *, sample_rate: int, hop_length: int):
+    """The fundamental alone; arguments, and power where voiced, as of `pulse_train`."""
+    turns, f0_samples = _sample_turns(
+        f0_hz, following_hz, phase, sample_rate, hop_length
+    )
+    return jnp.where(f0_samples > 0, np.sqrt(2) * jnp.cos(2 * np.pi * turns), 0.0)
+
+
+def pulse_train(f0_hz, following_hz, phase, *, sample_rate: int, hop_length: int):
+    """All harmonics below the Nyquist frequency at once: a pulse train without aliases.
+
+    The sum of K cosines has a closed form (Dirichlet's kernel), so that its cost does
+    not depend on K. The highest harmonic fades as it nears the Nyquist frequency: a
+    glide adds and drops harmonics without a click.
+
+    Args:
+      f0_hz: [B, T] in Hz, 0 where unvoiced.
+      following_hz: [B, T], f0 of the frames after these.
+      phase: [B, T], of the fundamental before each frame, in turns.
+      sample_rate: in Hz.
+      hop_length: in samples.
+
+    Returns:
+      [B, T, hop_length], of power about 1 where voiced, at any pitch; 0 elsewhere.
+    """
+    # Near a pulse the turns are small, and so exact.
+    turns, f0_samples = _sample_turns(
+        f0_hz, following_hz, phase, sample_rate, hop_length
+    )
+    voiced = f0_samples > 0
+    # How many harmonics fit below the Nyquist frequency, as a real number.
+    ratio = sample_rate / 2 / jnp.where(voiced, f0_samples, 1.0)
+    ratio = jnp.maximum(ratio, 1.0)
+    highest = jnp.floor(ratio)
+    half_angle = np.pi * turns
+    at_pulse = jnp.abs(turns) < 1e-6
+    below = jnp.where(
+        at_pulse,
+        2 * highest - 1,
+        jnp.sin((2 * highest - 1) * half_angle)
+        / jnp.where(at_pulse, 1.0, jnp.sin(half_angle)),
+    )
+    fading = (ratio - highest) * jnp.cos(2 * highest * half_angle)
+    pulses = (below - 1) / 2 + fading
+    return jnp.where(voiced, pulses * jnp.sqrt(2 / ratio), 0.0)
 
 
 def block_noise(rng, num_samples: int, first_block: int = 0):

@@ -1,6 +1,8 @@
 """From audio to what the generator is told; one path for every use.
 
-Preparation, conversion and the mixup term call the same `FeatureExtractor`.
+Preparation, conversion and the mixup term call the same `FeatureExtractor`. At any
+sample rate it makes its features from a copy at 16 kHz, so that a feature means the
+same everywhere.
 """
 
 import dataclasses
@@ -12,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import dsp, pitch
-from svc_jax.geometry import FrameGeometry
+from svc_jax import dsp, pitch, resampling
+from svc_jax.geometry import HEARING_RATE, FrameGeometry
 from svc_jax.models.crepe import FRAME_LENGTH, Crepe
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.types import Features
@@ -52,11 +54,11 @@ class FeatureExtractor:
     """Extracts features and perceptual activations with frozen networks.
 
     Attributes:
-      geometry: grids of the features.
+      geometry: grids of audio and features.
       crepe: the pitch network, or None for YIN.
       wav2letter: the content network.
       asr_layer: whose activations are `asr_features`: hidden, wide or logits.
-      f0_hop: samples between two estimates of f0 (160 is CREPE's own step).
+      f0_hop: samples at 16 kHz between two estimates of f0 (160 is CREPE's own step).
     """
 
     geometry: FrameGeometry
@@ -89,13 +91,25 @@ class FeatureExtractor:
         Returns:
           Extracted, with T = N / hop_length and A = N / asr_hop_length.
         """
-        f0_hz, confidence = self.f0(params, audio, length, viterbi)
+        audio_16k, length = self.hear(audio), self.heard_length(length)
+        f0_hz, confidence = self._f0(params, audio_16k, length, viterbi)
         loudness = dsp.loudness_db(
-            audio, self.geometry.sample_rate, self.geometry.hop_length, length
+            audio_16k, HEARING_RATE, self.geometry.heard.hop_length, length
         )
-        activations, asr_stats = self.read(params, audio, length, asr_stats)
+        activations, asr_stats = self._read(params, audio_16k, length, asr_stats)
         features = Features(f0_hz, loudness, activations[self.asr_layer])
         return Extracted(features, confidence, asr_stats)
+
+    def hear(self, audio):
+        """Audio at 16 kHz: [B, N] -> [B, N * 16000 / sample_rate]."""
+        return resampling.resample(audio, self.geometry.sample_rate, HEARING_RATE)
+
+    def heard_length(self, length):
+        """Real samples, [B] or None, at 16 kHz."""
+        if length is None:
+            return None
+        heard = self.geometry.heard.asr_hop_length
+        return length // self.geometry.asr_hop_length * heard
 
     def f0(self, params: FrozenParams, audio, length=None, viterbi=True):
         """f0 and its confidence on the grid of hop_length.
@@ -106,15 +120,19 @@ class FeatureExtractor:
         Returns:
           (f0_hz, 0 where unvoiced; confidence), [B, N / hop_length].
         """
+        return self._f0(params, self.hear(audio), self.heard_length(length), viterbi)
+
+    def _f0(self, params: FrozenParams, audio_16k, length, viterbi):
         real_frames = None
         if length is not None:
-            audio = jnp.where(dsp.mask(length, audio.shape[1]), audio, 0.0)
+            real = dsp.mask(length, audio_16k.shape[1])
+            audio_16k = jnp.where(real, audio_16k, 0.0)
             real_frames = 1 + length // self.f0_hop
         if self.crepe is None:
-            f0_hz, confidence = pitch.yin(audio, self.geometry.sample_rate, self.f0_hop)
+            f0_hz, confidence = pitch.yin(audio_16k, HEARING_RATE, self.f0_hop)
         else:
             activation = pitch.crepe_activation(
-                self.crepe, params.crepe, audio, self.f0_hop
+                self.crepe, params.crepe, audio_16k, self.f0_hop
             )
             if viterbi:
                 f0_hz, confidence = pitch.decode_viterbi(activation, real_frames)
@@ -124,21 +142,21 @@ class FeatureExtractor:
             f0_hz, confidence = (
                 dsp.hold_last(x, real_frames) for x in (f0_hz, confidence)
             )
-        num_frames = self.geometry.num_frames(audio.shape[1])
+        num_frames = audio_16k.shape[1] // self.geometry.heard.hop_length
         return self.f0_on_grid(f0_hz, confidence, num_frames)
 
     def f0_on_grid(self, f0_hz, confidence, num_frames: int):
         """f0 of every estimate to f0 on the grid of hop_length, 0 where unvoiced.
 
         Args:
-          f0_hz, confidence: [B, T'], f0_hop samples apart.
+          f0_hz, confidence: [B, T'], f0_hop samples at 16 kHz apart.
           num_frames: T.
 
         Returns:
           (f0_hz, confidence), [B, T].
         """
         f0_hz = pitch.voiced_f0(f0_hz, confidence)
-        hop_length = self.geometry.hop_length
+        hop_length = self.geometry.heard.hop_length
         nearest = (np.arange(num_frames) * hop_length + self.f0_hop // 2) // self.f0_hop
         nearest = np.minimum(nearest, confidence.shape[1] - 1)
         f0_hz = dsp.interpolate_f0(f0_hz, self.f0_hop, hop_length, num_frames)
@@ -153,8 +171,12 @@ class FeatureExtractor:
         Returns:
           (dict of hidden, wide, logits [B, A, ...]; asr_stats [B, 3, 2]).
         """
+        length = self.heard_length(length)
+        return self._read(params, self.hear(audio), length, asr_stats)
+
+    def _read(self, params: FrozenParams, audio_16k, length, asr_stats):
         num_frames = None if length is None else 1 + length // dsp.MFCC_HOP
-        blocks = dsp.deltas(dsp.mfcc(audio, length), num_frames)
+        blocks = dsp.deltas(dsp.mfcc(audio_16k, length), num_frames)
         if asr_stats is None:
             asr_stats = dsp.mfcc_stats(blocks, num_frames)
         activations = self.wav2letter.apply(
@@ -162,7 +184,7 @@ class FeatureExtractor:
             dsp.normalise_mfcc(blocks, asr_stats),
             num_frames,
         )
-        num_asr_frames = self.geometry.num_asr_frames(audio.shape[1])
+        num_asr_frames = audio_16k.shape[1] // self.geometry.heard.asr_hop_length
         activations = {k: v[:, :num_asr_frames] for k, v in activations.items()}
         return activations, asr_stats
 
@@ -174,10 +196,10 @@ class FeatureExtractor:
           audio: [B, N].
 
         Returns:
-          [B, N // 1024, D]; the gain of the audio does not change it while a frame's
+          [B, N // 1024, D] at 16 kHz; the gain of the audio does not change it while a frame's
           deviation is above 1e-3.
         """
-        frames = dsp.frame(audio, FRAME_LENGTH, FRAME_LENGTH)
+        frames = dsp.frame(self.hear(audio), FRAME_LENGTH, FRAME_LENGTH)
         frames = pitch.normalise_frames(frames, 1e-3)
         return self.crepe.apply({"params": params.crepe}, frames)[1]
 

@@ -3,6 +3,8 @@
 import dataclasses
 
 NOISE_BLOCK = 16_000  # samples per block of noise, a function of (seed, block)
+HEARING_RATE = 16_000  # Hz; what CREPE, Wav2Letter and loudness hear, at any rate
+ASR_FRAME_RATE = 50  # Hz; Wav2Letter's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,46 @@ class FrameGeometry:
                 f"segment_samples {self.segment_samples} must be a multiple of"
                 f" asr_hop_length {self.asr_hop_length}."
             )
+        if self.sample_rate < HEARING_RATE:
+            raise ValueError(
+                f"sample_rate is {self.sample_rate}; it must be at least"
+                f" {HEARING_RATE} Hz."
+            )
+        if self.asr_hop_length * ASR_FRAME_RATE != self.sample_rate:
+            raise ValueError(
+                f"asr_hop_length {self.asr_hop_length} at {self.sample_rate} Hz must be"
+                f" {self.sample_rate / ASR_FRAME_RATE:g}, 20 ms."
+            )
+        _ = self.heard  # refuses what is no whole number of samples there
+
+    @classmethod
+    def at(cls, sample_rate: int, hop_length: int) -> "FrameGeometry":
+        """The grids at a sample rate, ASR frames of 20 ms, segments of a second.
+
+        Raises:
+          ValueError: as the constructor.
+        """
+        return cls(sample_rate, hop_length, sample_rate // ASR_FRAME_RATE, sample_rate)
+
+    @property
+    def heard(self) -> "FrameGeometry":
+        """The same grids at HEARING_RATE, where the features are made.
+
+        Raises:
+          ValueError: where a grid is not a whole number of samples there.
+        """
+        if self.sample_rate == HEARING_RATE:
+            return self
+        lengths = {}
+        for name in ("hop_length", "asr_hop_length", "segment_samples"):
+            scaled, rest = divmod(getattr(self, name) * HEARING_RATE, self.sample_rate)
+            if rest:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} at {self.sample_rate} Hz is not a"
+                    f" whole number of samples at {HEARING_RATE} Hz."
+                )
+            lengths[name] = scaled
+        return FrameGeometry(HEARING_RATE, **lengths)
 
     @property
     def frame_rate(self) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from svc_jax import dsp, pitch
 from svc_jax.features import Extracted, FeatureExtractor, FrozenParams
+from svc_jax.geometry import ASR_FRAME_RATE, HEARING_RATE
 from svc_jax.models.crepe import NUM_BINS
 from svc_jax.types import Features
 
@@ -49,7 +50,7 @@ class LongRecording:
         self._num_samples = num_samples
         rate = extractor.geometry.sample_rate
         # Of all windows, Wav2Letter's reaches furthest.
-        around = -(-extractor.wav2letter.context_frames() // 50) + 1
+        around = -(-extractor.wav2letter.context_frames() // ASR_FRAME_RATE) + 1
         self._context = around * rate
         self._block = block_seconds * rate
         self._starts = range(0, num_samples, self._block)
@@ -100,7 +101,7 @@ class LongRecording:
     def content(self) -> Iterator[np.ndarray]:
         """After `extract`, the ASR features: float32 [A', D] for block after block."""
         extractor, geometry = self._extractor, self._extractor.geometry
-        per_sample = 100 / geometry.sample_rate  # frames of the MFCCs
+        per_sample = 1 / self._mfcc_hop
         most = round((self._block + 2 * self._context) * per_sample)
         for _, length, block in self._blocks(empty=True):
             first = round(block.first * per_sample)
@@ -118,12 +119,16 @@ class LongRecording:
     @property
     def _f0_hop(self) -> float:
         """Samples of the recording between two estimates of f0."""
-        return self._extractor.f0_hop * self._extractor.geometry.sample_rate / 16_000
+        return self._extractor.f0_hop * self._samples_per_heard
 
     @property
     def _mfcc_hop(self) -> float:
         """Samples of the recording between two MFCCs."""
-        return dsp.MFCC_HOP * self._extractor.geometry.sample_rate / 16_000
+        return dsp.MFCC_HOP * self._samples_per_heard
+
+    @property
+    def _samples_per_heard(self) -> float:
+        return self._extractor.geometry.sample_rate / HEARING_RATE
 
     def _blocks(self, empty: bool = False):
         """Yields (audio [1, context + block + context], length [1], _Block)."""
@@ -192,11 +197,12 @@ def _hear(extractor: FeatureExtractor, params, audio, length):
       dict of loudness [1, t]; log_mel_peak [1, t], the loudest mel value of each frame;
       pitch, (activation, strongest bin) of CREPE or (f0, confidence) of YIN.
     """
-    geometry = extractor.geometry
-    loudness = dsp.loudness_db(audio, geometry.sample_rate, geometry.hop_length, length)
+    audio, length = extractor.hear(audio), extractor.heard_length(length)
+    hop_length = extractor.geometry.heard.hop_length
+    loudness = dsp.loudness_db(audio, HEARING_RATE, hop_length, length)
     log_mel_peak = dsp.log_mel(audio, length).max(axis=-1)
     if extractor.crepe is None:
-        heard = pitch.yin(audio, geometry.sample_rate, extractor.f0_hop)
+        heard = pitch.yin(audio, HEARING_RATE, extractor.f0_hop)
     else:
         activation = pitch.crepe_activation(
             extractor.crepe, params.crepe, audio, extractor.f0_hop
@@ -207,6 +213,7 @@ def _hear(extractor: FeatureExtractor, params, audio, length):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _mfcc(extractor: FeatureExtractor, audio, length, peak):
+    audio, length = extractor.hear(audio), extractor.heard_length(length)
     return dsp.cepstrum(dsp.log_mel(audio, length), peak)
 
 

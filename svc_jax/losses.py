@@ -6,14 +6,49 @@ import optax
 from svc_jax import dsp
 
 
-def discriminator_loss(real_logits, fake_logits):
-    """Least squares: real towards 1, fake towards 0. Scores of any shape -> scalar."""
-    return jnp.mean(jnp.square(1 - real_logits)) + jnp.mean(jnp.square(fake_logits))
+def discriminator_loss(real_judges, fake_judges):
+    """Least squares: real towards 1, fake towards 0; the mean over judges.
+
+    Args:
+      real_judges: of each judge its feature maps, the last the logits, of any shape.
+      fake_judges: likewise.
+
+    Returns:
+      Scalar.
+    """
+    pairs = zip(real_judges, fake_judges, strict=True)
+    return sum(
+        jnp.mean(jnp.square(1 - real[-1])) + jnp.mean(jnp.square(fake[-1]))
+        for real, fake in pairs
+    ) / len(real_judges)
 
 
-def adversarial_loss(fake_logits):
-    """Least squares: fake towards 1. Scores of any shape -> scalar."""
-    return jnp.mean(jnp.square(1 - fake_logits))
+def adversarial_loss(fake_judges):
+    """Least squares: fake towards 1; the mean over judges, as `discriminator_loss`."""
+    return sum(jnp.mean(jnp.square(1 - maps[-1])) for maps in fake_judges) / len(
+        fake_judges
+    )
+
+
+def feature_matching(real_judges, fake_judges):
+    """Mean distance of the judges' inner maps, in units of the real maps' size.
+
+    MelGAN's loss (arXiv 1910.06711), each map scaled by its mean magnitude, so that no
+    layer outweighs the others.
+
+    Args:
+      real_judges: of each judge its feature maps, the last the logits.
+      fake_judges: likewise, of the same shapes.
+
+    Returns:
+      Scalar: mean over all maps but the logits.
+    """
+    distances = [
+        jnp.mean(jnp.abs(real - fake)) / (jnp.mean(jnp.abs(real)) + 1e-6)
+        for real_maps, fake_maps in zip(real_judges, fake_judges, strict=True)
+        for real, fake in zip(real_maps[:-1], fake_maps[:-1], strict=True)
+    ]
+    return sum(distances) / len(distances)
 
 
 def _norm(x):

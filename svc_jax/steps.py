@@ -32,7 +32,7 @@ class Networks:
 
     Attributes:
       generator: (features, voice, noise) -> audio.
-      discriminator: audio -> feature maps, the last one the scores.
+      discriminator: audio -> judges, each a list of feature maps, the last its logits.
       extractor: frozen networks, for L_crepe, L_w2l and the features of mixup.
     """
 
@@ -56,7 +56,8 @@ class Objective:
     """What is minimised.
 
     Attributes:
-      weights: of the terms spectral, adversarial, pitch and content.
+      weights: of the terms spectral, adversarial, matching, pitch and content; of
+        weight 0, matching is not computed.
       fft_sizes: of L_recon.
       content_layer: of Wav2Letter, whose activations L_w2l compares.
       ema_decay: of the running mean of the generator's parameters.
@@ -214,6 +215,11 @@ def feature_scales(networks: Networks, objective, frozen, batch: Batch):
     }
 
 
+def _repeat(x, times: int):
+    """Copies along the batch: [B, ...] -> [times * B, ...]."""
+    return jnp.tile(x, (times,) + (1,) * (x.ndim - 1))
+
+
 def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: dict):
     """L_recon, L_crepe and L_w2l, each summed over the passes it applies to.
 
@@ -225,10 +231,6 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
     Returns:
       dict of scalars.
     """
-
-    def repeat(x, times):
-        return jnp.tile(x, (times,) + (1,) * (x.ndim - 1))
-
     count = len(passes)
     real = perceptual_features(
         networks, objective, frozen, batch.audio, batch.asr_stats
@@ -238,21 +240,48 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
         objective,
         frozen,
         jnp.concatenate(list(passes.values())),
-        repeat(batch.asr_stats, count),
+        _repeat(batch.asr_stats, count),
     )
     terms = {
         name: count
-        * losses.feature_distance(value, repeat(real[name], count), scales[name])
+        * losses.feature_distance(value, _repeat(real[name], count), scales[name])
         for name, value in fake.items()
     }
-    # In an unaligned pass another singer sings: there is no truth to compare with.
-    with_truth = [audio for name, audio in passes.items() if name != "unaligned"]
-    terms["spectral"] = len(with_truth) * losses.spectral_loss(
-        jnp.concatenate(with_truth),
-        repeat(batch.audio, len(with_truth)),
+    truthful = with_truth(passes)
+    terms["spectral"] = len(truthful) * losses.spectral_loss(
+        jnp.concatenate([passes[name] for name in truthful]),
+        _repeat(batch.audio, len(truthful)),
         objective.fft_sizes,
     )
     return terms
+
+
+def with_truth(passes) -> list[str]:
+    """The passes that L_recon applies to: in an unaligned one another singer sings."""
+    return [name for name in passes if name != "unaligned"]
+
+
+def matching_term(judge, discriminator_params, batch: Batch, names, fake_judges):
+    """Feature matching, summed over the passes that have a truth.
+
+    Args:
+      judge: (params, audio) -> judges.
+      discriminator_params: of the discriminator.
+      batch: what was sung.
+      names: of the passes.
+      fake_judges: of the passes, stacked along the batch.
+    """
+    rows = [names.index(name) for name in with_truth(names)]
+
+    def truthful(x):
+        stacked = x.reshape(len(names), -1, *x.shape[1:])
+        return stacked[jnp.asarray(rows)].reshape(-1, *x.shape[1:])
+
+    real_judges = jax.lax.stop_gradient(judge(discriminator_params, batch.audio))
+    return len(rows) * losses.feature_matching(
+        jax.tree.map(lambda x: _repeat(x, len(rows)), real_judges),
+        jax.tree.map(truthful, fake_judges),
+    )
 
 
 def train_step(
@@ -301,12 +330,12 @@ def train_step(
         voice = embed(networks, params, jnp.concatenate(singers))
         return sing(networks, params, features, voice, noise)
 
-    def score(params, audio):
-        return networks.discriminator.apply({"params": params}, audio)[-1]
+    def judge(params, audio):
+        return networks.discriminator.apply({"params": params}, audio)
 
     def discriminator_loss(params, fake):
         loss = losses.discriminator_loss(
-            score(params, batch.audio), score(params, fake)
+            judge(params, batch.audio), judge(params, fake)
         )
         return len(names) * loss
 
@@ -314,8 +343,12 @@ def train_step(
         passes = dict(zip(names, jnp.split(fake, len(names)), strict=True))
         terms = fidelity_terms(networks, objective, frozen, scales, batch, passes)
         if phase.adversarial:
-            scores = score(discriminator_params, fake)
-            terms["adversarial"] = len(names) * losses.adversarial_loss(scores)
+            judges = judge(discriminator_params, fake)
+            terms["adversarial"] = len(names) * losses.adversarial_loss(judges)
+            if objective.weights["matching"]:
+                terms["matching"] = matching_term(
+                    judge, discriminator_params, batch, names, judges
+                )
         total = sum(objective.weights[name] * value for name, value in terms.items())
         return total, terms
 
@@ -341,8 +374,8 @@ def train_step(
     generator = optimizers.apply(tx.generator, state.generator, grads, rate)
 
     for name, value in terms.items():
-        count = len(names) - (name == "spectral" and phase.unaligned)
-        metrics[f"loss/{name}"] = value / count
+        applies_to = with_truth(names) if name in ("spectral", "matching") else names
+        metrics[f"loss/{name}"] = value / len(applies_to)
     metrics["loss/generator"] = total
     metrics["grad_norm/generator"] = optax.tree.norm(grads)
     metrics["learning_rate/generator"] = rate

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from svc_jax import dsp
 from svc_jax.bundles import Model
 from svc_jax.errors import UserError
 from svc_jax.geometry import NOISE_BLOCK
+from svc_jax.models.frames import STREAM
 from svc_jax.types import Features, Noise
 
-CHUNK_SAMPLES = 10 * NOISE_BLOCK
+CHUNK_SAMPLES = 10 * NOISE_BLOCK  # about as many at a time
 MAX_SEMITONES = 48
 
 
@@ -124,12 +126,13 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
     total = features.f0_hz.shape[-1] * geometry.hop_length
     grid = geometry.asr_hop_length
     context = -(-model.generator.context_samples() // grid) * grid
-    window = min(total, CHUNK_SAMPLES + 2 * context)
+    chunk_samples = geometry.padded_length(CHUNK_SAMPLES)
+    window = min(total, chunk_samples + 2 * context)
     z, excitation = jax.device_get(dsp.block_noise(jax.random.key(seed), total))
     turns = _start_phases(features.f0_hz, geometry)
     audio = np.empty(total, np.float32)
-    for start in range(0, total, CHUNK_SAMPLES):
-        stop = min(start + CHUNK_SAMPLES, total)
+    for start in range(0, total, chunk_samples):
+        stop = min(start + chunk_samples, total)
         # One shape for all chunks; at the file's ends the network sees its true ends.
         first = min(max(start - context, 0), total - window)
         samples = slice(first, first + window)
@@ -150,6 +153,88 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
         sung = _sing(model.generator, model.params, chunk, voice, noise)
         audio[start:stop] = np.asarray(sung)[0, start - first : stop - first]
     return audio
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sing_block(generator, params, carried, features, voice, noise, real):
+    return generator.apply(
+        {"params": params, STREAM: carried},
+        features,
+        voice,
+        noise,
+        real,
+        mutable=[STREAM],
+    )
+
+
+def stream(
+    model: Model, voice, blocks: Iterable[Features], *, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Audio of features as they arrive: what `synthesize` gives for them all at once.
+
+    The model carries what it needs of the past from block to block; what it needs of
+    the future makes its audio `generator.latency_samples` late.
+
+    Args:
+      model: the trained model; its generator can stream.
+      voice: [1, E].
+      blocks: Features [T], [T] and [A, D] of consecutive spans of a recording, each on
+        the grid of ASR frames; blocks of one length share one compiled program.
+      seed: of the noise.
+
+    Yields:
+      float32 audio after each block, together as long as the blocks; the last of it,
+      of `latency_samples`, after their end.
+
+    Raises:
+      UserError: if the generator cannot stream.
+    """
+    generator, geometry = model.generator, model.extractor.geometry
+    if not hasattr(generator, "latency_samples"):
+        raise UserError(
+            "this model's generator sees too far ahead to sing a stream; train one with"
+            " configs/fast.py."
+        )
+    rng, carried, start = jax.random.key(seed), None, 0
+    late = generator.latency_samples  # of which the beginning is still to be dropped
+
+    def sing(features, real):
+        nonlocal carried, start, late
+        features = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
+        count = features.f0_hz.shape[1] * geometry.hop_length
+        noise = Noise(None, _noise_span(rng, start, count)[None], jnp.zeros(1))
+        real = jnp.full(features.f0_hz.shape, real)
+        arguments = (features, voice, noise, real)
+        if carried is None:
+            shapes = jax.eval_shape(
+                functools.partial(generator.apply, mutable=[STREAM]),
+                {"params": model.params},
+                *arguments,
+            )[1][STREAM]
+            carried = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        audio, variables = _sing_block(generator, model.params, carried, *arguments)
+        carried, start = variables[STREAM], start + count
+        audio, late = np.asarray(audio)[0, late:], max(late - count, 0)
+        return audio
+
+    features = None
+    for features in blocks:
+        yield sing(features, 1.0)
+    if features is None:
+        return
+    # Silence after the end brings out what is still inside.
+    total, nothing = start, jax.tree.map(np.zeros_like, features)
+    end = total + generator.latency_samples
+    while start < end:
+        rest = end - start
+        yield sing(nothing, 0.0)[:rest]
+
+
+def _noise_span(rng, start: int, count: int):
+    """`count` samples of the excitation's noise from `start` on, as in `synthesize`."""
+    first, offset = divmod(start, NOISE_BLOCK)
+    _, excitation = dsp.block_noise(rng, offset + count, first)
+    return excitation[offset:]
 
 
 def _start_phases(f0_hz, geometry) -> np.ndarray:

@@ -30,13 +30,13 @@ def claim_dataset(config, workdir):
       UserError: if there is no dataset, or it differs from the run's.
     """
     from data_pipeline import embedded_dataset, schema
-    from svc_jax import checkpoints
+    from svc_jax import builders, checkpoints
     from svc_jax.errors import UserError
 
     workdir = pathlib.Path(workdir)
     data_dir = config.data.dir
     if config.data.embedded and not data_dir:
-        data_dir = embedded_dataset.make(workdir / "data")
+        data_dir = embedded_dataset.make(workdir / "data", builders.geometry(config))
     if not data_dir:
         raise UserError(
             "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
@@ -93,6 +93,22 @@ def load_frozen(config, card, folder):
     return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
 
 
+def loader(name: str):
+    """The module whose train_batches and eval_batches config.data.loader names.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    from data_pipeline import grain_pipeline, input_pipeline
+    from svc_jax.errors import UserError
+
+    loaders = {"tf": input_pipeline, "grain": grain_pipeline}
+    if name not in loaders:
+        known = ", ".join(loaders)
+        raise UserError(f"config.data.loader is {name!r}; choose one of {known}.")
+    return loaders[name]
+
+
 def run_scales(workdir, networks, objective, frozen, batch):
     """Scales of the perceptual losses: measured once, then the run's own."""
     import json
@@ -132,6 +148,7 @@ def train(config, workdir):
     from svc_jax.types import Batch
 
     geometry = builders.geometry(config)
+    batches_of = loader(config.data.loader)
     if config.batch_size % jax.device_count():
         raise UserError(
             f"config.batch_size {config.batch_size} cannot be split over"
@@ -148,7 +165,7 @@ def train(config, workdir):
     mesh = sharding.make_mesh(config.num_model)
     rng_init, rng_train, rng_eval = jax.random.split(jax.random.key(config.seed), 3)
     init = functools.partial(steps.init_state, networks, optimizers)
-    validation_batches = input_pipeline.eval_batches(
+    validation_batches = batches_of.eval_batches(
         data_dir,
         geometry,
         split=input_pipeline.eval_split(data_dir),
@@ -173,7 +190,7 @@ def train(config, workdir):
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
         first_step = int(state.step)
-        batches = input_pipeline.train_batches(
+        batches = batches_of.train_batches(
             data_dir,
             geometry,
             batch_size=config.batch_size,
@@ -181,6 +198,7 @@ def train(config, workdir):
             first_step=first_step,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
+            balance=config.data.balance,
         )
         for step in metrics.progress(first_step, config.num_steps, writer):
             batch = sharding.to_global(Batch(**next(batches)), mesh)

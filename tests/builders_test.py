@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import multi, single
+from configs import fast, multi, single
 from svc_jax import builders
 from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
@@ -35,9 +35,15 @@ def refusal(function, *arguments) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("variant", ["paper", "small", "demo"])
-def test_every_value_of_a_section_reaches_its_module(variant):
-    config = multi.get_config(variant)
+@pytest.mark.parametrize(
+    ("configs", "variant"),
+    [
+        *((multi, variant) for variant in ("paper", "small", "demo")),
+        *((fast, variant) for variant in ("16k", "44k", "demo")),
+    ],
+)
+def test_every_value_of_a_section_reaches_its_module(configs, variant):
+    config = configs.get_config(variant)
     for section, module in (
         (config.generator, builders.generator(config, 3)),
         (config.discriminator, builders.discriminator(config)),
@@ -45,8 +51,9 @@ def test_every_value_of_a_section_reaches_its_module(variant):
         for name in set(section) - {"name"}:
             assert getattr(module, name) == section[name], name
     generator = builders.generator(config, 3)
-    assert (generator.num_singers, generator.sample_rate) == (3, 16_000)
-    assert generator.hop_length == 64
+    assert generator.num_singers == 3
+    assert generator.sample_rate == config.geometry.sample_rate
+    assert generator.hop_length == config.geometry.hop_length
 
 
 def test_a_config_that_was_saved_builds_the_same_run():
@@ -88,15 +95,15 @@ def test_impossible_grids_are_refused(key, value, said):
 
 
 @pytest.mark.parametrize(
-    ("section", "build"),
+    ("section", "build", "known"),
     [
-        ("generator", lambda config: builders.generator(config, 2)),
-        ("discriminator", builders.discriminator),
+        ("generator", lambda c: builders.generator(c, 2), "wavenet, source_filter"),
+        ("discriminator", builders.discriminator, "wavenet, multi"),
     ],
 )
-def test_unknown_modules_are_refused_with_the_known_ones(section, build):
+def test_unknown_modules_are_refused_with_the_known_ones(section, build, known):
     config = changed(**{f"{section}.name": "transformer"})
-    line = f"config.{section}.name is 'transformer'; choose one of wavenet."
+    line = f"config.{section}.name is 'transformer'; choose one of {known}."
     assert refusal(build, config) == line
 
 
@@ -111,6 +118,16 @@ def test_upsampling_that_misses_the_audio_rate_is_refused(key, factors, said):
     config = changed(**{f"generator.{key}": factors})
     line = refusal(builders.generator, config, 2)
     assert line == f"config.generator.{key} {said}"
+
+
+def test_a_source_filter_that_cannot_align_its_source_is_refused():
+    config = fast.get_config()
+    config.generator.num_blocks, config.generator.lookahead = 1, 1
+    line = refusal(builders.generator, config, 2)
+    assert line.startswith("config.generator.num_blocks 1 of lookahead 1 see less than")
+    config.generator.num_blocks, config.generator.lookahead = 3, 7
+    line = refusal(builders.generator, config, 2)
+    assert line == "config.generator.lookahead 7 must be below kernel_size 7."
 
 
 def test_extractor_is_what_the_weights_are_for():
@@ -177,6 +194,7 @@ def test_objective_is_the_configs():
     assert objective.weights == {
         "spectral": 1.0,
         "adversarial": 2.5,
+        "matching": 0.0,
         "pitch": 0.0,
         "content": 1.0,
     }

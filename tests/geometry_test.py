@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from svc_jax.geometry import FrameGeometry
@@ -28,12 +28,14 @@ def test_audio_is_padded_to_the_next_whole_asr_frame(num_samples, padded):
 
 @given(
     num_samples=st.integers(1, 10**9),
-    hop_length=st.integers(1, 512),
-    ratio=st.integers(1, 12),
+    hop_ms=st.sampled_from([1, 2, 4, 5, 10, 20]),
+    sample_rate=st.sampled_from([16_000, 24_000, 32_000, 44_100, 48_000]),
 )
-def test_frames_cover_the_padded_audio_exactly(num_samples, hop_length, ratio):
-    asr_hop_length = hop_length * ratio
-    grid = FrameGeometry(16_000, hop_length, asr_hop_length, asr_hop_length)
+def test_frames_cover_the_padded_audio_exactly(num_samples, hop_ms, sample_rate):
+    hop_length, rest = divmod(sample_rate * hop_ms, 1000)
+    assume(not rest)
+    asr_hop_length = sample_rate // 50
+    grid = FrameGeometry(sample_rate, hop_length, asr_hop_length, asr_hop_length)
     padded = grid.padded_length(num_samples)
     assert num_samples <= padded < num_samples + asr_hop_length
     assert grid.num_frames(padded) * hop_length == padded

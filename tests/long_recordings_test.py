@@ -66,3 +66,24 @@ def test_features_in_blocks_are_those_of_the_whole(
     assert content.shape == whole.features.asr_features.shape
     np.testing.assert_allclose(content, whole.features.asr_features, atol=2e-3)
     assert np.abs(whole.features.asr_features).max() > 1
+
+
+def test_a_higher_sample_rate_is_heard_in_blocks_too(wav2letter_file):
+    wav2letter = weights.wav2letter(wav2letter_file)
+    geometry = FrameGeometry.at(44_100, 441)
+    extractor = builders.extractor(geometry, wav2letter.config, "wide", None)
+    frozen = FrozenParams(None, wav2letter.params)
+    rng = np.random.default_rng(0)
+    turns = np.cumsum(220 + 40 * np.sin(np.arange(9 * 44_100) / 9000)) / 44_100
+    audio = 0.3 * np.sin(2 * np.pi * turns) + 0.001 * rng.normal(size=turns.size)
+    audio = audio.astype(np.float32)
+    (whole,) = extractor.extract_recordings(frozen, [audio])
+    extracted, content = in_blocks(extractor, frozen, audio, 3)
+    assert extracted.features.f0_hz.shape == (900,)
+    np.testing.assert_allclose(
+        extracted.features.f0_hz, whole.features.f0_hz, rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        extracted.features.loudness_db, whole.features.loudness_db, atol=0.01
+    )
+    np.testing.assert_allclose(content, whole.features.asr_features, atol=5e-3)

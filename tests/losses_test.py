@@ -107,14 +107,42 @@ def test_spectral_loss_has_the_gradient_of_the_formula():
 @pytest.mark.parametrize("shape", [(3, 50, 1), (2, 7)])
 def test_least_squares_losses_are_their_formulas(shape):
     real, fake = normal(*shape), normal(*shape, seed=1)
+    inner = np.full(3, np.nan)  # a map that is no logits
     expected = np.mean((1 - np.float64(real)) ** 2) + np.mean(np.float64(fake) ** 2)
-    assert float(losses.discriminator_loss(real, fake)) == pytest.approx(expected)
+    found = losses.discriminator_loss([[inner, real]], [[inner, fake]])
+    assert float(found) == pytest.approx(expected)
     expected = np.mean((1 - np.float64(fake)) ** 2)
-    assert float(losses.adversarial_loss(fake)) == pytest.approx(expected)
+    assert float(losses.adversarial_loss([[inner, fake]])) == pytest.approx(expected)
+
+
+def test_every_judge_counts_alike_whatever_its_size():
+    real = [[normal(2, 400, 1)], [normal(2, 3, 1, seed=1)]]
+    fake = [[normal(2, 400, 1, seed=2)], [normal(2, 3, 1, seed=3)]]
+    alone = [losses.discriminator_loss([r], [f]) for r, f in zip(real, fake)]
+    both = losses.discriminator_loss(real, fake)
+    assert float(both) == pytest.approx(float(sum(alone)) / 2)
+    alone = [losses.adversarial_loss([f]) for f in fake]
+    assert float(losses.adversarial_loss(fake)) == pytest.approx(float(sum(alone)) / 2)
+
+
+def test_feature_matching_is_the_mean_relative_distance_of_inner_maps():
+    maps = [[normal(2, n, 4, seed=n + k) for n in (9, 5, 3)] for k in range(4)]
+    real, fake = [maps[0], maps[1]], [maps[2], maps[3]]
+    ratios = [
+        np.abs(np.float64(r) - f).mean() / np.abs(np.float64(r)).mean()
+        for one, other in zip(real, fake)
+        for r, f in zip(one[:-1], other[:-1])  # the last are the logits
+    ]
+    expected = np.mean(ratios)
+    assert float(losses.feature_matching(real, fake)) == pytest.approx(expected, 1e-4)
+    assert losses.feature_matching(real, real) == 0
+    louder = jax.tree.map(lambda x: 1000 * x, (real, fake))
+    assert float(losses.feature_matching(*louder)) == pytest.approx(expected, 1e-4)
 
 
 def test_the_best_scores_cost_nothing():
     ones, zeros = np.ones((2, 9, 1)), np.zeros((2, 9, 1))
+    ones, zeros = [[ones]], [[zeros]]
     assert losses.discriminator_loss(ones, zeros) == 0
     assert losses.discriminator_loss(zeros, ones) == 2
     assert losses.adversarial_loss(ones) == 0

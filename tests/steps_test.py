@@ -1,5 +1,6 @@
 """The objective (method.md, sections 3 and 4): who is sung, what learns, what does not."""
 
+import dataclasses
 import functools
 
 import jax
@@ -42,7 +43,13 @@ NETWORKS = steps.Networks(
     EXTRACTOR,
 )
 OBJECTIVE = steps.Objective(
-    {"spectral": 1.0, "adversarial": 2.5, "pitch": 1.0, "content": 1.0},
+    {
+        "spectral": 1.0,
+        "adversarial": 2.5,
+        "matching": 0.0,
+        "pitch": 1.0,
+        "content": 1.0,
+    },
     (512, 128),
     "hidden",
     0.999,
@@ -241,6 +248,51 @@ def test_the_objective_is_the_weighted_sum_over_its_passes(step_results, phase, 
     assert metrics["loss/generator"] == pytest.approx(total, rel=1e-5)
 
 
+def test_matching_is_asked_of_the_passes_with_a_truth(state, batch, frozen, scales):
+    weights = {**OBJECTIVE.weights, "matching": 3.0}
+    objective = dataclasses.replace(OBJECTIVE, weights=weights)
+    step = functools.partial(
+        steps.train_step, NETWORKS, DESCENT, objective, PHASES["all"]
+    )
+    after, metrics = jax.device_get(jax.jit(step)(state, batch, frozen, scales, RNG))
+    counts = {"spectral": 2, "matching": 2, "pitch": 3, "content": 3, "adversarial": 3}
+    total = sum(weights[k] * n * metrics[f"loss/{k}"] for k, n in counts.items())
+    assert metrics["loss/generator"] == pytest.approx(total, rel=1e-5)
+
+    # The term itself, on audio that is known: the unaligned pass counts for nothing.
+    def judge(params, audio):
+        return NETWORKS.discriminator.apply({"params": params}, audio)
+
+    params = after.discriminator.params
+    names = ("aligned", "unaligned", "mixup")
+    rng = np.random.default_rng(5)
+    aligned, unaligned, mixup = (
+        batch.audio + rng.normal(0, 0.1, batch.audio.shape).astype(np.float32)
+        for _ in names
+    )
+
+    @jax.jit
+    def term(*passes):
+        judges = judge(params, jnp.concatenate(passes))
+        return steps.matching_term(judge, params, batch, names, judges)
+
+    found = float(term(aligned, unaligned, mixup))
+    assert float(term(aligned, 9 * unaligned, mixup)) == pytest.approx(found)
+    assert float(term(batch.audio, unaligned, batch.audio)) == 0
+    assert float(term(aligned, unaligned, batch.audio)) < found
+    real = judge(params, batch.audio)
+    expected = sum(
+        np.mean(
+            [
+                np.abs(np.float64(r) - f).mean() / np.abs(r).mean()
+                for r, f in zip(real[0][:-1], judge(params, x)[0][:-1], strict=True)
+            ]
+        )
+        for x in (aligned, mixup)
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_discriminator_rests_in_the_first_phase(state, step_results):
     after, metrics = step_results("aligned")
     jax.tree.map(
@@ -262,11 +314,11 @@ def test_the_discriminator_descends_its_own_loss(state, batch, step_results):
         fake = steps.sing(
             NETWORKS, state.generator.params, batch.features, voice, noise
         )
-        real_scores, fake_scores = (
-            NETWORKS.discriminator.apply({"params": params}, x)[-1]
+        real_judges, fake_judges = (
+            NETWORKS.discriminator.apply({"params": params}, x)
             for x in (batch.audio, fake)
         )
-        return losses.discriminator_loss(real_scores, fake_scores)
+        return losses.discriminator_loss(real_judges, fake_judges)
 
     gradients = jax.jit(jax.grad(loss))(state.discriminator.params)
     after, _ = step_results("adversarial")

@@ -166,3 +166,9 @@ def test_a_parameter_without_a_rule_is_refused():
 def test_devices_that_cannot_be_divided_are_refused():
     with pytest.raises(ValueError, match="8 devices cannot be divided by num_model 3"):
         sharding.make_mesh(3)
+
+
+def test_an_unknown_loader_is_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="config.data.loader is 'torch'; choose one of"):
+        train.train(tiny_config(**{"data.loader": "torch"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,9 +1,15 @@
-"""The discriminator: it hears audio alone, never who sings (method.md, section 2)."""
+"""Discriminators: they hear audio alone, never who sings (method.md, section 2).
+
+Each returns a list of judges, and of each judge every feature map; the last map is its
+logits. The first axis of a map is the batch.
+"""
 
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from svc_jax import dsp
 from svc_jax.models.layers import Conv, receptive_field
 
 
@@ -16,7 +22,7 @@ class WaveNetDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio):
-        """[B, N] -> every feature map [B, N, channels]; the last: logits [B, N, 1]."""
+        """[B, N] -> one judge: maps [B, N, channels], logits [B, N, 1]."""
         x = audio[..., None]
         maps = []
         for index, dilation in enumerate(self.dilations[:-1]):
@@ -24,8 +30,105 @@ class WaveNetDiscriminator(nn.Module):
             x = nn.leaky_relu(x, 0.2)
             maps.append(x)
         logits = Conv(1, self.kernel_size, self.dilations[-1], name="output")(x)
-        return [*maps, logits]
+        return [[*maps, logits]]
 
     def receptive_field(self) -> int:
         """How many samples a score depends on."""
         return receptive_field(self.kernel_size, self.dilations)
+
+
+class MultiDiscriminator(nn.Module):
+    """One judge for each period of samples, and one for each resolution of spectra.
+
+    Periods (HiFi-GAN, arXiv 2010.05646) hear phase and pulses, spectra (UnivNet,
+    arXiv 2106.07889) noise and timbre. Narrower than the published ones: they are to
+    train on a CPU.
+
+    Attributes:
+      periods: in samples; audio is folded into rows of as many.
+      period_channels: of the layers over time, each of kernel 5 and stride 3.
+      fft_sizes: of the spectra, in samples; the hop is a quarter.
+      spectrum_channels: of the layers over time and frequency, each of kernel 3 x 7 or
+        3 x 5 and of stride 4 or 2 along frequency.
+    """
+
+    periods: Sequence[int] = (2, 3, 5, 7, 11)
+    period_channels: Sequence[int] = (16, 32, 64, 64)
+    fft_sizes: Sequence[int] = (2048, 1024, 512)
+    spectrum_channels: Sequence[int] = (16, 32, 32)
+
+    @nn.compact
+    def __call__(self, audio):
+        """[B, N] -> judges: maps [B, ..., channels], logits [B, ..., 1]."""
+        periods = [
+            PeriodJudge(period, self.period_channels, name=f"period{period}")(audio)
+            for period in self.periods
+        ]
+        spectra = [
+            SpectrumJudge(n_fft, self.spectrum_channels, name=f"spectrum{n_fft}")(audio)
+            for n_fft in self.fft_sizes
+        ]
+        return periods + spectra
+
+    def receptive_field(self) -> int:
+        """How many samples the farthest-seeing score depends on."""
+        reach = 3  # of the logits
+        for _ in self.period_channels:
+            reach = 3 * (reach - 1) + 5
+        frames = 1 + 2 * (len(self.spectrum_channels) + 1)
+        return max(
+            *(period * reach for period in self.periods),
+            *(n_fft + (frames - 1) * n_fft // 4 for n_fft in self.fft_sizes),
+        )
+
+
+class PeriodJudge(nn.Module):
+    """Hears every period-th sample, for each offset alike."""
+
+    period: int
+    channels: Sequence[int]
+
+    @nn.compact
+    def __call__(self, audio):
+        """[B, N] -> maps [B, period * rows, channels], logits [B, period * rows, 1]."""
+        batch_size, num_samples = audio.shape
+        rows = num_samples // self.period
+        x = audio[:, : rows * self.period].reshape(batch_size, rows, self.period)
+        x = jnp.swapaxes(x, 1, 2).reshape(batch_size * self.period, rows, 1)
+        maps = []
+
+        def layer(x, name, channels, kernel_size, stride):
+            conv = nn.Conv(channels, (kernel_size,), (stride,), name=name)
+            return nn.WeightNorm(conv, name=f"{name}_norm")(x)
+
+        for index, channels in enumerate(self.channels):
+            x = nn.leaky_relu(layer(x, f"layer{index}", channels, 5, 3), 0.1)
+            maps.append(x)
+        maps.append(layer(x, "output", 1, 3, 1))
+        return [x.reshape(batch_size, -1, x.shape[-1]) for x in maps]
+
+
+class SpectrumJudge(nn.Module):
+    """Sees the log spectrogram."""
+
+    n_fft: int
+    channels: Sequence[int]
+
+    @nn.compact
+    def __call__(self, audio):
+        """[B, N] -> maps [B, T, bands, channels], logits [B, T, bands, 1]."""
+        spectrum = dsp.spectrogram(audio, self.n_fft, self.n_fft // 4)
+        x = jnp.log(spectrum)[..., None] / 4
+        maps = []
+
+        def layer(x, name, channels, kernel, strides):
+            conv = nn.Conv(channels, kernel, strides, name=name)
+            return nn.WeightNorm(conv, name=f"{name}_norm")(x)
+
+        for index, channels in enumerate(self.channels):
+            kernel, stride = ((3, 7), 4) if index == 0 else ((3, 5), 2)
+            x = layer(x, f"layer{index}", channels, kernel, (1, stride))
+            x = nn.leaky_relu(x, 0.1)
+            maps.append(x)
+        maps.append(layer(x, "output", 1, (3, 3), (1, 1)))
+        return maps

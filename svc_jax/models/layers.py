@@ -65,6 +65,22 @@ class Conv(nn.Module):
         return bias[None, None]
 
 
+class VoiceTable(nn.Module):
+    """A learnt embedding for each singer; with one singer, none."""
+
+    num_singers: int
+    embedding_size: int
+
+    @nn.compact
+    def __call__(self, singer_id):
+        """[B] int32 -> [B, embedding_size]; of size 0 with one singer."""
+        if self.num_singers == 1:
+            return jnp.zeros((*singer_id.shape, 0))
+        shape = (self.num_singers, self.embedding_size)
+        table = self.param("embedding", nn.initializers.normal(1.0), shape)
+        return jnp.take(table, singer_id, axis=0)
+
+
 class Upsample(nn.Module):
     """Repeats each frame, then smooths along time; the same filter for all channels.
 

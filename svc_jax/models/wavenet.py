@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from svc_jax import dsp
+from svc_jax.geometry import FrameGeometry
 from svc_jax.models.layers import (
     ContextStack,
     Conv,
     GatedLayer,
     Upsample,
+    VoiceTable,
     receptive_field,
 )
 from svc_jax.types import Features, Noise
@@ -74,18 +76,11 @@ class WaveNetGenerator(nn.Module):
             self.kernel_size,
             self.dilations,
         )
-        if self.num_singers > 1:
-            self.singers = nn.Embed(
-                self.num_singers,
-                self.embedding_size,
-                embedding_init=nn.initializers.normal(1.0),
-            )
+        self.singers = VoiceTable(self.num_singers, self.embedding_size)
 
     def embed(self, singer_id) -> jax.Array:
         """[B] int32 -> voices [B, embedding_size]; of size 0 with one singer."""
-        if self.num_singers > 1:
-            return self.singers(singer_id)
-        return jnp.zeros((*singer_id.shape, 0))
+        return self.singers(singer_id)
 
     def __call__(self, features: Features, voice, noise: Noise) -> jax.Array:
         """Synthesises audio.
@@ -113,6 +108,13 @@ class WaveNetGenerator(nn.Module):
         return self.wavenet(
             noise.z[..., None], jnp.concatenate(condition, axis=-1), voice
         )
+
+    def check(self, grid: FrameGeometry):
+        """Raises ValueError unless the module can sing on a grid of features."""
+        grid.check_upsampling(
+            "loudness_factors", self.loudness_factors, grid.hop_length
+        )
+        grid.check_upsampling("asr_factors", self.asr_factors, grid.asr_hop_length)
 
     def parts(self) -> dict[str, tuple[float, int]]:
         """Of each part, the rate in Hz and the receptive field in samples of audio."""

@@ -397,6 +397,18 @@ def test_hosts_share_the_batches_of_evaluation(ramps, count):
     assert_same(joined, whole)
 
 
+def test_evaluation_is_the_same_with_grain(ramps, array_ramps):
+    for count in (1, 2):
+        arguments = {
+            "split": "validation",
+            "batch_size": 4,
+            "shard_index": count - 1,
+            "shard_count": count,
+        }
+        found = grain_pipeline.eval_batches(array_ramps, GRID, **arguments)
+        assert_same(found, input_pipeline.eval_batches(ramps, GRID, **arguments))
+
+
 # Refusals.
 
 
