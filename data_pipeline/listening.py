@@ -10,7 +10,7 @@ import numpy as np
 
 from svc_jax import audio_files
 
-BLOCK = 1 << 18  # samples of a file read at once
+BLOCK = 1 << 14  # samples of a file read at once; what a break in it costs
 IN_MEMORY = 64 << 20  # bytes of audio; what is longer waits on disk
 MAX_SAMPLES = 1 << 40  # in a file
 CLIPPED_RUN = 3  # equal samples at the peak
@@ -114,8 +114,7 @@ def listen(path: str, sample_rate: int) -> tuple[Measures, Audio]:
         broken = None
         try:
             for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
-                first.add(block)
-                audio.append(resample(block.mean(axis=1)))
+                audio.append(resample(first.add(block).mean(axis=1)))
         except soundfile.LibsndfileError as error:
             broken = error  # what was read before may still be used
         audio.append(resample(None))
@@ -143,8 +142,8 @@ class _FirstPass:
         self._bad = 0
         self._hash = hashlib.sha256()
 
-    def add(self, block: np.ndarray):
-        """Adds [n, channels]."""
+    def add(self, block: np.ndarray) -> np.ndarray:
+        """Adds [n, channels]; returns them, silent where they are no numbers."""
         self._hash.update(np.ascontiguousarray(block).tobytes())
         finite = np.isfinite(block)
         if not finite.all():
@@ -154,6 +153,7 @@ class _FirstPass:
         if len(block):
             self._sums += block.sum(axis=0, dtype=np.float64)
             self._peak = max(self._peak, float(np.abs(block).max()))
+        return block
 
     def measures(self, about: dict, is_truncated: bool) -> Measures:
         """The sums as Measures."""
