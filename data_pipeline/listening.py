@@ -113,7 +113,7 @@ def listen(path: str, sample_rate: int) -> tuple[Measures, Audio]:
         resample = _Resampler(file.samplerate, sample_rate)
         broken = None
         try:
-            for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+            for block in _blocks(file):
                 audio.append(resample(first.add(block).mean(axis=1)))
         except soundfile.LibsndfileError as error:
             broken = error  # what was read before may still be used
@@ -215,6 +215,12 @@ def _opened(path: str, stack: contextlib.ExitStack):
     return soundfile.SoundFile(stack.enter_context(epath.Path(path).open("rb")))
 
 
+def _blocks(file) -> Iterator[np.ndarray]:
+    """[n, channels] until the end. (file.blocks fills up what a file lacks with noise.)"""
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
 def _announced(file) -> int:
     """Samples per channel that a file's header tells of."""
     for line in file.extra_info.splitlines():
@@ -259,7 +265,7 @@ def _clipped(path: str, peak: float) -> float:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(path, stack))
         with contextlib.suppress(soundfile.LibsndfileError):
-            for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+            for block in _blocks(file):
                 total += block.size
                 at_peak = np.abs(block) >= min(peak - _ROUNDING, 1.0 - _ROUNDING)
                 padded = np.pad(at_peak, ((1, 1), (0, 0))).T
