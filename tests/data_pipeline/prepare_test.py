@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -15,10 +16,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipeline import extraction, prepare, report, schema, sources
+from data_pipeline import (
+    extraction,
+    input_pipeline,
+    prepare,
+    report,
+    schema,
+    sources,
+)
 from svc_jax import audio_files, weights
 from svc_jax.errors import UserError
 from svc_jax.features import FrozenParams
+from svc_jax.geometry import FrameGeometry
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -498,6 +507,58 @@ def test_another_geometry_is_prepared_on_its_own_grids(
         *by_recording(examples_of(tmp_path / "choir")).values()
     ):
         assert record["audio"].size == 160 * record["f0_hz"].size
+
+
+def test_crops_of_audio_and_features_stay_aligned(tmp_path, wav2letter_file):
+    rate, change = 16_000, 2.5  # s, where the pitch steps
+    size = 5 * rate
+    pulses = np.zeros(size, np.float32)
+    low, high = (
+        range(0, round(change * rate), 100),
+        range(round(change * rate), size, 50),
+    )
+    pulses[[*low, *high]] = 0.5  # 160 Hz, then 320 Hz
+    source = tmp_path / "in" / "alto" / "a.wav"
+    source.parent.mkdir(parents=True)
+    soundfile.write(source, pulses, rate, subtype="FLOAT")
+    prepared(tmp_path / "in", tmp_path / "choir", wav2letter_file)
+    batches = input_pipeline.train_batches(
+        tmp_path / "choir", FrameGeometry(), batch_size=8, seed=0
+    )
+    checked = 0
+    for batch in itertools.islice(batches, 6):
+        for audio, f0_hz in zip(batch["audio"], batch["f0_hz"], strict=True):
+            at = np.flatnonzero(audio)
+            spacing = np.diff(at)
+            steps = np.flatnonzero(np.diff(spacing))
+            expected = rate / spacing[np.searchsorted(at[1:-1], np.arange(250) * 64)]
+            away = np.ones(250, bool)
+            if steps.size:
+                checked += 1
+                near = at[steps[0] + 1] // 64
+                away[max(0, near - 6) : near + 7] = False  # the tracker's window
+            np.testing.assert_allclose(f0_hz[away], expected[away], rtol=0.02)
+    assert checked > 5
+
+
+@pytest.mark.proof
+def test_an_hour_is_prepared_in_bounded_memory(tmp_path, wav2letter_file):
+    source = tmp_path / "in" / "alto" / "hour.flac"
+    source.parent.mkdir(parents=True)
+    with soundfile.SoundFile(source, "w", 44_100, 2) as file:
+        for hz in np.linspace(150, 450, 180):
+            part = np.concatenate([tone(17, hz, 44_100), np.zeros(3 * 44_100)])
+            file.write(np.stack([part, 0.5 * part], 1) * 0.5)
+    child = start_preparing(tmp_path / "in", tmp_path, wav2letter_file)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.stderr.close()
+    assert status == 0
+    gigabytes = usage.ru_maxrss / 1e6
+    print(f"an hour of stereo at 44.1 kHz: {gigabytes:.2f} GB at most")
+    assert gigabytes < 1.5
+    (row,) = report.read_table(tmp_path / "choir")
+    assert row["seconds"] == "3600.000"
+    assert 180 * 17 < float(row["kept_seconds"]) < 180 * 18
 
 
 # The cache.
