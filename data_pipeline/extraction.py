@@ -1,8 +1,10 @@
 """One recording -> its features in the cache, its measures and the parts to keep."""
 
+import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from data_pipeline.verdicts import Sound
 from svc_jax.geometry import FrameGeometry
 
 LONG_SECONDS = 16  # from here on, features are made block by block
+ACCELERATED_BATCH = 8  # recordings at once where there is more than a CPU
 _VERSION = 1  # of what is kept; raise it when a change here alters an entry
 
 
@@ -121,21 +124,62 @@ def _ready(recipe: Recipe):
     return extractor, jax.device_put(params), digest(facts)
 
 
-def hear(source: Source, recipe: Recipe, cache: FeatureCache) -> Heard:
-    """Makes a recording's entry in the cache unless it is there."""
+def batch_size() -> int:
+    """Recordings whose features are made at once.
+
+    One on a CPU, which is as fast then, and where so a recording's features never
+    depend on those beside it.
+    """
+    import jax
+
+    return 1 if jax.default_backend() == "cpu" else ACCELERATED_BATCH
+
+
+def hear(recordings: Sequence[Source], recipe: Recipe, cache: FeatureCache):
+    """Makes the entries of recordings in the cache, of those that have none.
+
+    Returns:
+      list of Heard.
+    """
     extractor, params, made_by = _ready(recipe)
-    try:
-        key = digest(file_digest(source.path), made_by)
-    except OSError as error:
-        said = error.strerror or "cannot be read"
-        measures = Measures(error=("missing", said.lower()))
-        return Heard(source, "", measures, Sound(), 0, ())
-    entry = cache.entry(key)
-    summary = entry.summary()
-    was_cached = summary is not None
-    if summary is None:
-        summary = _extract(source, recipe, extractor, params, entry)
-        entry.finish(summary)
+    found: list[Heard | None] = [None] * len(recordings)
+    keys, fresh = {}, {}
+    with contextlib.ExitStack() as stack:
+        for number, source in enumerate(recordings):
+            try:
+                keys[number] = digest(file_digest(source.path), made_by)
+            except OSError as error:
+                said = error.strerror or "cannot be read"
+                measures = Measures(error=("missing", said.lower()))
+                found[number] = Heard(source, "", measures, Sound(), 0, ())
+                continue
+            if cache.entry(keys[number]).summary() is None:
+                fresh[number] = _listen(source, recipe, stack)
+        features = _short_features(extractor, params, fresh)
+        for number, (measures, audio, num_samples) in fresh.items():
+            entry = cache.entry(keys[number])
+            sound, spans = Sound(), []
+            if measures.error is None:
+                own = features.get(number)
+                sound, spans = _write_arrays(
+                    entry, extractor, params, audio, num_samples, own
+                )
+            entry.finish(
+                {
+                    "measures": dataclasses.asdict(measures),
+                    "sound": dataclasses.asdict(sound),
+                    "num_samples": num_samples,
+                    "spans": spans,
+                }
+            )
+    for number, key in keys.items():
+        summary = cache.entry(key).summary()
+        found[number] = _heard(recordings[number], key, summary, number not in fresh)
+    return found
+
+
+def _heard(source: Source, key: str, summary: dict, was_cached: bool) -> Heard:
+    """An entry's summary as Heard."""
     measures = summary["measures"]
     error = measures["error"] and tuple(measures["error"])
     return Heard(
@@ -149,27 +193,31 @@ def hear(source: Source, recipe: Recipe, cache: FeatureCache) -> Heard:
     )
 
 
-def _extract(source: Source, recipe: Recipe, extractor, params, entry) -> dict:
-    """Writes the arrays of an entry; returns its summary."""
+def _listen(source: Source, recipe: Recipe, stack: contextlib.ExitStack):
+    """(Measures; Audio, closed by the stack; samples on every grid)."""
     geometry = recipe.geometry
     measures, audio = listening.listen(source.path, geometry.sample_rate)
-    with audio:
-        heard, num_samples, spans = Sound(), 0, []
-        if measures.error is None:
-            if recipe.normalize_lufs is not None:
-                _normalize(audio, geometry.sample_rate, recipe.normalize_lufs)
-            num_samples = max(
-                geometry.padded_length(audio.num_samples), geometry.segment_samples
-            )
-            heard, spans = _write_arrays(
-                entry, extractor, params, audio, num_samples, measures
-            )
-    return {
-        "measures": dataclasses.asdict(measures),
-        "sound": dataclasses.asdict(heard),
-        "num_samples": num_samples,
-        "spans": spans,
+    stack.enter_context(audio)
+    if measures.error is not None:
+        return measures, audio, 0
+    if recipe.normalize_lufs is not None:
+        _normalize(audio, geometry.sample_rate, recipe.normalize_lufs)
+    num_samples = max(
+        geometry.padded_length(audio.num_samples), geometry.segment_samples
+    )
+    return measures, audio, num_samples
+
+
+def _short_features(extractor, params, fresh: dict) -> dict:
+    """Features of the recordings that are short enough to be heard as a whole."""
+    most = LONG_SECONDS * extractor.geometry.sample_rate
+    short = {
+        number: audio.read(0, num_samples)
+        for number, (measures, audio, num_samples) in fresh.items()
+        if measures.error is None and num_samples <= most
     }
+    extracted = extractor.extract_recordings(params, list(short.values()), batch_size())
+    return dict(zip(short, extracted, strict=True))
 
 
 def _normalize(audio: listening.Audio, sample_rate: int, lufs: float):
@@ -178,19 +226,21 @@ def _normalize(audio: listening.Audio, sample_rate: int, lufs: float):
         audio.gain = 10 ** ((lufs - loudness) / 20)
 
 
-def _write_arrays(entry, extractor, params, audio, num_samples: int, measures):
-    """Writes audio and features; returns what they sound like, and the spans."""
+def _write_arrays(entry, extractor, params, audio, num_samples: int, extracted):
+    """Writes audio and features, which are made block by block where there are none.
+
+    Returns:
+      (Sound, spans of the records).
+    """
+    from svc_jax.long_recordings import LongRecording
+
     geometry = extractor.geometry
     num_asr_frames = geometry.num_asr_frames(num_samples)
-    if num_samples > LONG_SECONDS * geometry.sample_rate:
-        from svc_jax.long_recordings import LongRecording
-
+    if extracted is None:
         recording = LongRecording(extractor, params, audio.read, num_samples)
         extracted = recording.extract()
         content = recording.content()
     else:
-        whole = audio.read(0, num_samples)
-        (extracted,) = extractor.extract_recordings(params, [whole])
         content = [extracted.features.asr_features]
     entry.write(
         "audio", [num_samples], np.float32, audio.blocks(listening.BLOCK, num_samples)

@@ -11,7 +11,7 @@ is decided is written to small files in the dataset's folder, whichever machine 
 import dataclasses
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -26,6 +26,7 @@ from data_pipeline.sources import SPLITS, Source
 
 DECISIONS = "decisions.json"
 PROGRESS = "progress.txt"
+BATCH = 8  # recordings that a worker gets at once
 _LOCK = threading.Lock()
 
 
@@ -79,7 +80,8 @@ def run(recordings: Sequence[Source], work: Work, runner: str, options: Sequence
             pipeline
             | "recordings" >> beam.Create(list(recordings))
             | "spread" >> beam.Reshuffle()
-            | "hear" >> beam.Map(hear, work)
+            | "batch" >> beam.BatchElements(BATCH, BATCH)
+            | "hear" >> beam.FlatMap(hear, work)
             | "gather" >> beam.combiners.ToList()
             | "decide" >> beam.Map(decide_all, work)
         )
@@ -97,15 +99,18 @@ def run(recordings: Sequence[Source], work: Work, runner: str, options: Sequence
         )
 
 
-def hear(source: Source, work: Work) -> extraction.Heard:
+def hear(recordings: list[Source], work: Work) -> Iterator[extraction.Heard]:
     """Features into the cache, unless they are there."""
     cache = FeatureCache(work.cache)
     with _LOCK:  # threads of a worker load the networks once
         extraction.keep_programs(cache)
         extraction.frozen_networks(work.recipe)
-    heard = extraction.hear(source, work.recipe, cache)
-    note_progress(work, heard)
-    return heard
+    size = extraction.batch_size()
+    for first in range(0, len(recordings), size):
+        part = recordings[first : first + size]
+        for heard in extraction.hear(part, work.recipe, cache):
+            note_progress(work, heard)
+            yield heard
 
 
 def note_progress(work: Work, heard: extraction.Heard):

@@ -203,7 +203,9 @@ class FeatureExtractor:
         frames = pitch.normalise_frames(frames, 1e-3)
         return self.crepe.apply({"params": params.crepe}, frames)[1]
 
-    def extract_recordings(self, params: FrozenParams, recordings) -> list[Extracted]:
+    def extract_recordings(
+        self, params: FrozenParams, recordings, batch_size: int = 1
+    ) -> list[Extracted]:
         """Features of whole recordings of any lengths, on the host.
 
         Lengths are padded up to a few sizes, so that few programs are compiled; the
@@ -212,34 +214,45 @@ class FeatureExtractor:
         Args:
           params: weights of the frozen networks.
           recordings: list of float32 [n].
+          batch_size: how many of about one length to extract at once.
 
         Returns:
           For each one, Extracted of numpy arrays without the axis B, its length
           padded to the next multiple of asr_hop_length.
         """
-        extracted = []
-        for audio in recordings:
-            length = self.geometry.padded_length(audio.size)
-            padded = np.zeros((1, self._bucket(length)), np.float32)
-            padded[0, : audio.size] = audio
-            result = _extract(self, params, padded, np.asarray([length], np.int32))
-            frames = self.geometry.num_frames(length)
-            asr_frames = self.geometry.num_asr_frames(length)
-            features, confidence, stats = jax.device_get(
-                (result.features, result.f0_confidence, result.asr_stats)
-            )
-            extracted.append(
-                Extracted(
-                    Features(
-                        features.f0_hz[0, :frames],
-                        features.loudness_db[0, :frames],
-                        features.asr_features[0, :asr_frames],
-                    ),
-                    confidence[0, :frames],
-                    stats[0],
-                )
-            )
-        return extracted
+        lengths = [self.geometry.padded_length(audio.size) for audio in recordings]
+        buckets: dict[int, list[int]] = {}
+        for number, length in enumerate(lengths):
+            buckets.setdefault(self._bucket(length), []).append(number)
+        extracted = {}
+        for bucket, numbers in buckets.items():
+            for first in range(0, len(numbers), batch_size):
+                batch = numbers[first : first + batch_size]
+                padded = np.zeros((batch_size, bucket), np.float32)
+                # What fills up the last batch is as short as can be.
+                real = np.full(batch_size, self.geometry.asr_hop_length, np.int32)
+                for row, number in enumerate(batch):
+                    padded[row, : recordings[number].size] = recordings[number]
+                    real[row] = lengths[number]
+                result = jax.device_get(_extract(self, params, padded, real))
+                for row, number in enumerate(batch):
+                    extracted[number] = self._row(result, row, lengths[number])
+        return [extracted[number] for number in range(len(recordings))]
+
+    def _row(self, result: Extracted, row: int, length: int) -> Extracted:
+        """One recording of a batch, without what it was padded by."""
+        frames = self.geometry.num_frames(length)
+        asr_frames = self.geometry.num_asr_frames(length)
+        features = result.features
+        return Extracted(
+            Features(
+                features.f0_hz[row, :frames],
+                features.loudness_db[row, :frames],
+                features.asr_features[row, :asr_frames],
+            ),
+            result.f0_confidence[row, :frames],
+            result.asr_stats[row],
+        )
 
     def _bucket(self, length: int) -> int:
         """The next of the sizes 1 s, 1.25 s, 1.5 s, 1.75 s, 2 s, 2.5 s, 3 s, ..."""

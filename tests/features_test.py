@@ -115,6 +115,20 @@ def test_recordings_are_extracted_in_their_order_on_their_own(frozen, extractor)
         assert np.median(voiced) == pytest.approx(hz, rel=0.01)
 
 
+def test_recordings_in_batches_have_their_own_features(frozen):
+    extractor = BY_YIN
+    sizes = (3000, 20_500, 9000, 16_000, 15_000)
+    recordings = [voice(220 + 50 * n, size) for n, size in enumerate(sizes)]
+    together = extractor.extract_recordings(frozen, recordings, batch_size=3)
+    alone = extractor.extract_recordings(frozen, recordings)
+    for one, other in zip(together, alone, strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+            one,
+            other,
+        )
+
+
 @EITHER
 def test_what_lies_beyond_the_end_is_not_heard(frozen, extractor):
     lengths = np.array([1600, 6400, 8000])

@@ -570,7 +570,7 @@ def test_a_second_run_takes_everything_from_the_cache_and_is_the_same_to_the_byt
     def forbidden(*arguments):
         raise AssertionError("heard again")
 
-    monkeypatch.setattr(extraction, "_extract", forbidden)
+    monkeypatch.setattr(extraction, "_listen", forbidden)
     cache = dataset.parent / ".features"
     prepared(recordings, tmp_path / "choir", wav2letter_file, cache_dir=cache)
     assert files_of(tmp_path / "choir") == files_of(dataset)

@@ -192,10 +192,8 @@ def judged(tmp_path_factory, recipe) -> dict[str, verdicts.Verdict]:
     for name, make in GOOD.items():
         wav(folder / name, make())
     cache = FeatureCache(tmp_path_factory.mktemp("cache"))
-    heard = [
-        extraction.hear(Source(os.fspath(folder / name), name, name), recipe, cache)
-        for name in (*BAD, *GOOD)
-    ]
+    patients = [Source(os.fspath(folder / name), name, name) for name in (*BAD, *GOOD)]
+    heard = extraction.hear(patients, recipe, cache)
     decided = decisions.decide(heard, valid=0.0, strict=False, known={})
     return {each.heard.source.name: each.verdict for each in decided}
 
@@ -307,5 +305,5 @@ def test_real_recordings_of_one_voice_are_not_warned_of(test_data, recipe, tmp_p
     cache = FeatureCache(tmp_path)
     for path in paths:
         source = Source(os.fspath(path), "x", path.name)
-        own = extraction.hear(source, crepe, cache)
+        (own,) = extraction.hear([source], crepe, cache)
         assert verdicts.judge(own.measures, own.sound).outcome == "used", path
