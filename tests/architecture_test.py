@@ -56,7 +56,13 @@ LEVELS = (
         "data_pipeline.transcripts",
     ),
     ("svc_jax.models", "svc_jax.models.*"),
-    ("svc_jax.dsp", "svc_jax.losses", "data_pipeline.schema"),
+    (
+        "svc_jax.dsp",
+        "svc_jax.stft",
+        "svc_jax.resampling",
+        "svc_jax.losses",
+        "data_pipeline.schema",
+    ),
     (
         "svc_jax",
         "svc_jax.geometry",
