@@ -45,12 +45,12 @@ def picture(path, rows: dict, sample_rate: int):
 
 def main():
     started = time.monotonic()
-    from configs import multi
+    from configs import fast
     from data_pipeline import demo_corpus
     from svc_jax import audio_files, bundles, measures, synthesis, train
 
     workdir = pathlib.Path("runs/demo")
-    train.train(multi.get_config("demo"), workdir)
+    train.train(fast.get_config("demo"), workdir)
 
     print(f"converting a song that was not trained on, {SOURCE} to {TARGET}")
     singers = {singer.name: singer for singer in demo_corpus.SINGERS}

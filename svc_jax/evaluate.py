@@ -3,8 +3,9 @@
   python -m svc_jax.evaluate --model runs/choir --sources held_out/ --output report/
 
 Each source is sung by each singer. VDE, FFE and the f0 error are those of the result
-against the f0 it was asked for, both heard by the model's own pitch tracker. Results:
-OUTPUT/report.json and OUTPUT/<singer>/*.wav.
+against the f0 it was asked for, both heard by the model's own pitch tracker; beside
+them stands the correlation of loudness. With --reconstruct, also the spectral distance
+and the mel-cepstral distortion. Results: OUTPUT/report.json and OUTPUT/<singer>/*.wav.
 """
 
 import os
@@ -12,20 +13,32 @@ import pathlib
 
 from svc_jax import command_line
 
+KEYS = {  # of a row, with the heading and the form they are printed in
+    "vde": ("VDE", "{:.1%}"),
+    "ffe": ("FFE", "{:.1%}"),
+    "f0_cents": ("f0 cents", "{:.0f}"),
+    "loudness_correlation": ("loudness", "{:.3f}"),
+    "spectral": ("spectral", "{:.3f}"),
+    "mcd_db": ("MCD dB", "{:.2f}"),
+}
 
-def evaluate(model, sources, singers, output, transpose: str = "mean") -> list[dict]:
-    """Converts every source to every singer and measures the results.
+
+def evaluate(
+    model, pairs, output, transpose: str = "mean", *, reconstruct: bool = False
+) -> list[dict]:
+    """Sings sources in voices and measures the results.
 
     Args:
       model: bundles.Model.
-      sources: paths of recordings.
-      singers: names.
+      pairs: of a recording's path and a singer's name.
       output: folder; gets <singer>/<source>.wav, with the folders of the sources.
       transpose: see synthesis.transposition.
+      reconstruct: each singer is the source's own, so that the source is the truth.
 
     Returns:
-      One dict per conversion: source, singer, vde, ffe, f0_cents; None for the last
-      one where source and result are nowhere voiced together.
+      One dict for each pair: source, singer, vde, ffe, f0_cents, loudness_correlation
+      and, for a reconstruction, spectral and mcd_db; None for what is not defined, as
+      f0_cents where source and result are nowhere voiced together.
 
     Raises:
       UserError: for a bad recording, or two whose results would have one name.
@@ -37,8 +50,7 @@ def evaluate(model, sources, singers, output, transpose: str = "mean") -> list[d
 
     sample_rate = model.extractor.geometry.sample_rate
     rows = []
-    names = result_names(sources)
-    pairs = [(source, singer) for source in sources for singer in singers]
+    names = result_names([source for source, _ in pairs])
     for source, singer in tqdm(pairs, unit="song", disable=None):
         recording = audio_files.read(source, sample_rate)
         audio, asked = synthesis.convert(
@@ -46,12 +58,29 @@ def evaluate(model, sources, singers, output, transpose: str = "mean") -> list[d
         )
         path = pathlib.Path(output) / singer / names[source]
         audio_files.write(path, np.clip(audio, -1, 1), sample_rate)
-        heard = model.extractor.extract_recordings(model.frozen, [audio])[0]
-        measured = measures.f0_measures(heard.features.f0_hz, asked.f0_hz)
-        if np.isnan(measured["f0_cents"]):
-            measured["f0_cents"] = None  # JSON knows no NaN
-        rows.append({"source": str(source), "singer": singer, **measured})
+        heard = model.extractor.extract_recordings(model.frozen, [audio])[0].features
+        measured = measures.f0_measures(heard.f0_hz, asked.f0_hz)
+        measured["loudness_correlation"] = measures.correlation(
+            heard.loudness_db, asked.loudness_db
+        )
+        if reconstruct:
+            truth = recording.audio
+            measured["spectral"] = measures.spectral_distance(audio, truth)
+            measured["mcd_db"] = measures.mel_cepstral_distortion(
+                audio, truth, sample_rate
+            )
+        # JSON knows no NaN.
+        known = {k: None if np.isnan(v) else v for k, v in measured.items()}
+        rows.append({"source": str(source), "singer": singer, **known})
     return rows
+
+
+def own_singers(sources, folder) -> list[tuple]:
+    """Each source with the singer it is from, the folder it lies in below `folder`."""
+    return [
+        (source, pathlib.Path(source).relative_to(folder).parts[0])
+        for source in sources
+    ]
 
 
 def result_names(sources) -> dict:
@@ -64,7 +93,7 @@ def result_names(sources) -> dict:
 
     folder = os.path.commonpath([pathlib.Path(source).parent for source in sources])
     names = {}
-    for source in sources:
+    for source in dict.fromkeys(sources):
         name = pathlib.Path(source).relative_to(folder).with_suffix(".wav")
         if name in names.values():
             raise UserError(f"{source}: its results would be those of another {name}.")
@@ -83,11 +112,21 @@ def summarize(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     for row in rows:
         groups.setdefault(row["singer"], []).append(row)
     return {
-        name: {
-            key: mean(row[key] for row in group) for key in ("vde", "ffe", "f0_cents")
-        }
+        name: {key: mean(row[key] for row in group) for key in KEYS if key in group[0]}
         for name, group in groups.items()
     }
+
+
+def print_summary(summary):
+    """Prints a table of the summary, a line for each singer."""
+    keys = list(summary["all"])
+    print(f"{'singer':20s}" + "".join(f" {KEYS[key][0]:>9s}" for key in keys))
+    for name, values in summary.items():
+        cells = (
+            "none" if values[key] is None else KEYS[key][1].format(values[key])
+            for key in keys
+        )
+        print(f"{name:20s}" + "".join(f" {cell:>9s}" for cell in cells))
 
 
 def main(_, flags):
@@ -95,25 +134,26 @@ def main(_, flags):
     from svc_jax.errors import UserError
 
     model = bundles.load(flags.model)
-    singers = flags.singers or [singer.name for singer in model.card.singers]
-    for name in singers:
-        model.card.singer_id(name)
     sources = audio_files.find(flags.sources)
     if not sources:
         raise UserError(f"{flags.sources}: holds no audio files; check --sources.")
-    rows = evaluate(model, sources, singers, flags.output, flags.transpose)
+    if flags.reconstruct:
+        pairs, transpose = own_singers(sources, flags.sources), "none"
+    else:
+        singers = flags.singers or [singer.name for singer in model.card.singers]
+        pairs = [(source, singer) for source in sources for singer in singers]
+        transpose = flags.transpose
+    for _, singer in pairs:
+        model.card.singer_id(singer)
+    rows = evaluate(
+        model, pairs, flags.output, transpose, reconstruct=flags.reconstruct
+    )
     summary = summarize(rows)
     checkpoints.write_json(
         pathlib.Path(flags.output) / "report.json",
         {"model": flags.model, "summary": summary, "conversions": rows},
     )
-    print(f"{'singer':20s} {'VDE':>7s} {'FFE':>7s} {'f0 error':>10s}")
-    for name, values in summary.items():
-        cents = values["f0_cents"]
-        print(
-            f"{name:20s} {values['vde']:7.1%} {values['ffe']:7.1%}"
-            + (" no pitch" if cents is None else f" {cents:4.0f} cents")
-        )
+    print_summary(summary)
 
 
 def define_flags():
@@ -129,6 +169,12 @@ def define_flags():
     flags.DEFINE_list("singers", None, "Whose voices; all by default.")
     flags.DEFINE_string("output", None, "Folder for report and audio.", required=True)
     flags.DEFINE_string("transpose", "mean", "As in svc_jax.convert.")
+    flags.DEFINE_bool(
+        "reconstruct",
+        False,
+        "Sing each source in its own singer's voice, SOURCES/<singer>/..., and measure"
+        " it against the source itself, also by spectra.",
+    )
 
 
 def run():

@@ -3,6 +3,9 @@
 import numpy as np
 
 FFT_SIZES = (2048, 1024, 512, 256, 128, 64)
+NUM_CEPSTRA = 24
+_CEPSTRUM_FFT, _CEPSTRUM_HOP, _NUM_MELS = 1024, 256, 80
+_QUIETEST = 1e-10  # power of a mel band at least, where pauses are digital silence
 
 
 def f0_measures(found_hz, wanted_hz) -> dict[str, float]:
@@ -44,3 +47,48 @@ def spectral_distance(found, wanted) -> float:
 
     distance = jax.jit(losses.spectral_loss, static_argnames="fft_sizes")
     return float(distance(found[None], wanted[None], fft_sizes=FFT_SIZES))
+
+
+def mel_cepstra(audio, sample_rate: int) -> np.ndarray:
+    """Cepstra c1 to c24 of the log mel spectrum, [T, 24], float64.
+
+    The log magnitude of 80 Slaney mel bands is c0 + sum c_k cos; FFT 1024, hop 256.
+
+    Args:
+      audio: [N].
+      sample_rate: in Hz.
+    """
+    from svc_jax import dsp
+
+    audio = np.pad(np.asarray(audio, np.float64), _CEPSTRUM_FFT // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(audio, _CEPSTRUM_FFT)
+    frames = frames[::_CEPSTRUM_HOP] * dsp.hann(_CEPSTRUM_FFT)
+    power = np.square(np.abs(np.fft.rfft(frames)))
+    mel = power @ dsp.mel_filterbank(sample_rate, _CEPSTRUM_FFT, _NUM_MELS)
+    log_mel = np.log(np.maximum(mel, _QUIETEST))
+    k, n = np.arange(1, NUM_CEPSTRA + 1), np.arange(_NUM_MELS)[:, None]
+    return log_mel @ np.cos(np.pi * k * (2 * n + 1) / (2 * _NUM_MELS)) / _NUM_MELS
+
+
+def mel_cepstral_distortion(found, wanted, sample_rate: int) -> float:
+    """Mean distance of mel cepstra in dB, frame by frame; level does not matter.
+
+    10 / ln 10 sqrt(2 sum (c - c')^2) (Kubichek 1993): the root mean square over the
+    mel bands of the difference in dB that 24 cosines can tell.
+
+    Args:
+      found: [N].
+      wanted: [N], aligned with it.
+      sample_rate: in Hz.
+    """
+    difference = mel_cepstra(found, sample_rate) - mel_cepstra(wanted, sample_rate)
+    distance = np.sqrt(2 * np.sum(np.square(difference), axis=-1))
+    return float(10 / np.log(10) * distance.mean())
+
+
+def correlation(found, wanted) -> float:
+    """Pearson's correlation of two contours [T]; NaN if one of them is constant."""
+    found, wanted = (np.asarray(x, np.float64) for x in (found, wanted))
+    found, wanted = found - found.mean(), wanted - wanted.mean()
+    norm = np.linalg.norm(found) * np.linalg.norm(wanted)
+    return float(found @ wanted / norm) if norm > 0 else float("nan")

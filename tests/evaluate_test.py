@@ -70,10 +70,13 @@ def test_the_result_is_measured_against_what_was_asked_for(
 ):
     monkeypatch.setattr(synthesis, "convert", copies(ratio))
     paths = sorted(sources.rglob("*.wav"))
-    rows = evaluate.evaluate(model, paths, ["alto"], tmp_path / "out")
+    pairs = [(path, "alto") for path in paths]
+    rows = evaluate.evaluate(model, pairs, tmp_path / "out")
     assert [row["source"] for row in rows] == [str(path) for path in paths]
     for row, path in zip(rows, paths, strict=True):
         assert row["singer"] == "alto"
+        assert "spectral" not in row  # there is no truth
+        assert row["loudness_correlation"] == pytest.approx(1)
         assert row["vde"] == 0
         assert row["f0_cents"] == pytest.approx(cents, abs=0.1)
         assert (row["ffe"] > 0.8) == is_off
@@ -88,7 +91,8 @@ def test_where_nothing_is_voiced_the_f0_error_is_unknown(
 ):
     monkeypatch.setattr(synthesis, "convert", copies(0.0))
     paths = sorted(sources.rglob("*.wav"))
-    rows = evaluate.evaluate(model, paths, ["alto"], tmp_path / "out")
+    pairs = [(path, "alto") for path in paths]
+    rows = evaluate.evaluate(model, pairs, tmp_path / "out")
     assert [row["f0_cents"] for row in rows] == [None, None]
     assert evaluate.summarize(rows)["all"]["f0_cents"] is None
 
@@ -106,7 +110,43 @@ def test_summary_is_the_means_of_each_singer_and_of_all():
     assert summary["b"] == {"vde": 0.3, "ffe": 0.4, "f0_cents": None}
 
 
+def test_a_reconstruction_is_measured_against_its_source(
+    model, sources, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(synthesis, "convert", copies(1.0))
+    paths = sorted(sources.rglob("*.wav"))
+    pairs = evaluate.own_singers(paths, sources)
+    assert [singer for _, singer in pairs] == ["anna", "bert"]
+    rows = evaluate.evaluate(model, pairs, tmp_path / "out", reconstruct=True)
+    for row in rows:
+        assert (row["spectral"], row["mcd_db"], row["vde"]) == (0, 0, 0)
+
+
 # The entry point.
+
+
+def test_each_source_is_sung_by_its_own_singer(start, model_workdir, tmp_path):
+    for singer, hz in (("alto", 300.0), ("bass", 140.0)):
+        path = tmp_path / "held" / singer / "album" / "song.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, song(hz), 16_000)
+    arguments = [
+        f"--model={model_workdir}",
+        f"--sources={tmp_path / 'held'}",
+        f"--output={tmp_path / 'report'}",
+        "--reconstruct",
+    ]
+    code, out, err = start(evaluate, *arguments)
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["conversions"]
+    assert [row["singer"] for row in rows] == ["alto", "bass"]
+    assert all(row["spectral"] > 0 and row["mcd_db"] > 0 for row in rows)
+    assert out.splitlines()[0].split()[-3:] == ["spectral", "MCD", "dB"]
+
+    (tmp_path / "held" / "alto").rename(tmp_path / "held" / "tenor")
+    code, _, err = start(evaluate, *arguments)
+    assert code == 2
+    assert err.startswith("error: singer 'tenor' is unknown; the model knows alto,")
 
 
 def test_a_report_has_every_song_by_every_singer(
@@ -133,7 +173,7 @@ def test_a_report_has_every_song_by_every_singer(
     for row in content["conversions"]:
         assert 0 <= row["vde"] <= row["ffe"] <= 1
     header, *lines = out.splitlines()
-    assert header.split() == ["singer", "VDE", "FFE", "f0", "error"]
+    assert header.split() == ["singer", "VDE", "FFE", "f0", "cents", "loudness"]
     assert [line.split()[0] for line in lines] == ["all", "alto", "bass"]
     vde = content["summary"]["bass"]["vde"]
     assert lines[2].split()[1] == f"{vde:.1%}"

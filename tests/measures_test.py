@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.signal
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,3 +110,41 @@ def test_spectral_distance_is_that_of_the_objective():
     assert distance == pytest.approx(float64_distance(found, wanted), rel=1e-4)
     # Not symmetric: the wanted spectrum is the measure.
     assert distance != pytest.approx(float64_distance(wanted, found), rel=0.1)
+
+
+def audio_noise(num_samples=16_000, seed=0):
+    return np.float32(0.1 * np.random.default_rng(seed).standard_normal(num_samples))
+
+
+def test_mel_cepstral_distortion_is_the_distance_in_db():
+    """A filter that ripples by a cosine over the mel bands, of 6 dB to either side."""
+    audio = audio_noise()
+    hz = np.linspace(0, 8000, 4001)
+    # Slaney's scale, in which the ripple is a cosine of the band's number.
+    octaves = np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4)
+    mel = np.where(hz < 1000, hz * 3 / 200, 15 + 27 * octaves)
+    top = 15 + 27 * np.log(8) / np.log(6.4)
+    band = mel / top * 81 - 1
+    ripple_db = 6 * np.cos(np.pi * 3 * (band + 0.5) / 80)
+    spectrum = np.fft.rfft(audio)
+    frequencies = np.fft.rfftfreq(audio.size, 1 / 16_000)
+    gain = 10 ** (np.interp(frequencies, hz, ripple_db) / 20)
+    filtered = np.fft.irfft(spectrum * gain)
+    found = measures.mel_cepstral_distortion(filtered, audio, 16_000)
+    assert found == pytest.approx(6 / np.sqrt(2), rel=0.05)
+
+
+def test_mel_cepstral_distortion_is_blind_to_gain_alone():
+    audio = audio_noise()
+    assert measures.mel_cepstral_distortion(audio, audio, 16_000) == 0
+    assert measures.mel_cepstral_distortion(3 * audio, audio, 16_000) < 1e-3
+    other = audio_noise(seed=1)
+    assert measures.mel_cepstral_distortion(other, audio, 16_000) > 1
+
+
+def test_correlation_is_scipys():
+    x, y = np.random.default_rng(0).standard_normal((2, 200))
+    expected = scipy.stats.pearsonr(x, x + y).statistic
+    assert measures.correlation(x, x + y) == pytest.approx(expected)
+    assert measures.correlation(x, 3 * x + 5) == pytest.approx(1)
+    assert np.isnan(measures.correlation(x, np.ones(200)))

@@ -9,6 +9,7 @@ import soundfile
 from data_pipeline import demo_corpus, embedded_dataset, transcripts
 from svc_jax import train_asr, weights
 from svc_jax.errors import UserError
+from svc_jax.geometry import FrameGeometry
 
 
 def no_crepe(*arguments, **options):
@@ -72,7 +73,7 @@ def test_the_dataset_is_made_of_the_corpus_and_the_recogniser_once(
     monkeypatch.setattr(demo_corpus, "write_corpus", write_corpus)
     monkeypatch.setattr(train_asr, "train", train)
     monkeypatch.setattr(weights, "crepe", no_crepe)
-    made = embedded_dataset.make(tmp_path)
+    made = embedded_dataset.make(tmp_path, FrameGeometry())
     assert made == tmp_path / "dataset"
     names = {p.name for p in dataset.iterdir()}
     assert {p.name for p in made.iterdir()} == names
@@ -80,4 +81,4 @@ def test_the_dataset_is_made_of_the_corpus_and_the_recogniser_once(
         assert (made / name).read_bytes() == (dataset / name).read_bytes()
     monkeypatch.setattr(train_asr, "train", pytest.fail)
     monkeypatch.setattr(demo_corpus, "write_corpus", pytest.fail)
-    assert embedded_dataset.make(tmp_path) == made
+    assert embedded_dataset.make(tmp_path, FrameGeometry()) == made
