@@ -131,6 +131,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--long_minutes", type=float, default=60)
     parser.add_argument("--crepe", help="weights of CREPE tiny")
+    parser.add_argument("--f0", default="crepe-tiny")
     parser.add_argument("--f0_hop", type=int, default=160)
     parser.add_argument("--small", action="store_true", help="a smaller Wav2Letter")
     options = parser.parse_args()
@@ -141,6 +142,7 @@ def main():
         write_wav2letter(folder / "wav2letter.safetensors", options.small)
         common = [
             f"--wav2letter={folder / 'wav2letter.safetensors'}",
+            f"--f0={options.f0}",
             f"--f0_hop={options.f0_hop}",
             f"--cache={folder / 'cache'}",
             *crepe,
