@@ -85,7 +85,7 @@ def find(name: str, folder: str | os.PathLike) -> list[Source]:
     pattern = re.compile("(?:.*/)?" + corpus.pattern)
     found = []
     for path in sources.walk(folder) or ():
-        relative = path[len(folder) + 1 :]
+        relative = sources.printable(path[len(folder) + 1 :])
         if match := pattern.fullmatch(relative):
             singer, song = (
                 "_".join(v for k, v in match.groupdict().items() if k.startswith(part))

@@ -66,7 +66,7 @@ def from_folder(folder: str) -> list[Source]:
     prefix = folder.rstrip("/") + "/"
     found = []
     for path in paths:
-        name = path.removeprefix(prefix)
+        name = printable(path.removeprefix(prefix))
         singer, slash, _ = name.partition("/")
         if slash:
             found.append(Source(path, singer, name))
@@ -78,6 +78,11 @@ def from_folder(folder: str) -> list[Source]:
             f" {prefix}alto/song.wav."
         )
     return found
+
+
+def printable(path: str) -> str:
+    """A path as text: bytes that are no UTF-8 are spelled out."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(folder: str) -> list[str] | None:
@@ -209,4 +214,4 @@ def assign_splits(found: Iterable[Source], valid: float) -> list[Source]:
 
 
 def _rank(name: str) -> bytes:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(name.encode()).digest()

@@ -37,12 +37,6 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     assert table[3]["recording"] == "a/tab here line.wav"
 
 
-def test_bytes_that_are_no_text_are_spelled_out(tmp_path):
-    name = b"a/caf\xe9.wav".decode("utf-8", "surrogateescape")
-    report.write_table(tmp_path, report.rows([decision(name)], 50.0))
-    assert report.read_table(tmp_path)[0]["recording"] == "a/caf\\xe9.wav"
-
-
 def test_kept_seconds_are_those_of_the_records():
     used, refused = report.rows(
         [decision("a/1"), decision("a/2", "refused", "x")], 50.0
