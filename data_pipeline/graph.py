@@ -72,7 +72,6 @@ def run(recordings: Sequence[Source], work: Work, runner: str, options: Sequence
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         runner = FnApiRunner()
-        options = ["--default_sdk_harness_log_level=ERROR", *options]
     # Without arguments of its own it would read those of this program.
     options = PipelineOptions(flags=list(options))
     with beam.Pipeline(runner=runner, options=options) as pipeline:
