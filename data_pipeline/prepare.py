@@ -82,9 +82,8 @@ def prepare(
     Raises:
       UserError: if nothing is usable, or the output exists.
     """
-    from data_pipeline import extraction, report, shards
+    from data_pipeline import extraction
     from data_pipeline.progress import bar
-    from svc_jax.errors import UserError
     from svc_jax.geometry import FrameGeometry
 
     graph = _graph()
@@ -131,8 +130,37 @@ def prepare(
     with bar(os.fspath(partial / graph.PROGRESS), len(recordings)):
         graph.run(recordings, work, runner, beam_options)
 
+    table = _finish(partial, output.name, work, card, found, existing)
+    _put_in_place(partial, output, replaced)
+    return [
+        f"{row['recording']}: {row['reasons']}"
+        for row in table
+        if row["verdict"] == "refused"
+    ]
+
+
+def _finish(partial, name: str, work, card, found, existing: Existing | None):
+    """Writes all of a dataset but its records, which are there.
+
+    Args:
+      partial: folder of the dataset in the making; removed if nothing is usable.
+      name: that it will have.
+      work: graph.Work that was done.
+      card: the description, still without singers.
+      found: networks that made the features.
+      existing: the dataset that was added to.
+
+    Returns:
+      Rows of the report, of the recordings that were prepared now.
+
+    Raises:
+      UserError: if nothing is usable.
+    """
+    from data_pipeline import report, shards
+    from svc_jax.errors import UserError
+
+    graph = _graph()
     decisions = graph.read_decisions(partial)
-    table = report.rows(decisions, recipe.geometry.asr_frame_rate)
     if not any(decision.is_used for decision in decisions):
         partial.rmtree()
         first = decisions[0]
@@ -144,25 +172,18 @@ def prepare(
     known = existing.card.singers if existing else ()
     described = graph.read_singers(partial, names[len(known) :])
     card = dataclasses.replace(card, singers=(*known, *described))
-    full_table = [*(existing.table if existing else ()), *table]
-    shards.write_info(
-        partial,
-        _shard_lengths(decisions, work, lengths),
-        work.asr_size,
-        file_format,
-    )
+    before = existing.shard_lengths if existing else {}
+    lengths = _shard_lengths(decisions, work, before)
+    shards.write_info(partial, lengths, work.asr_size, work.file_format)
     for leftover in (graph.DECISIONS, graph.PROGRESS):
         (partial / leftover).unlink(missing_ok=True)
     _save_frozen(partial, found)
+    table = report.rows(decisions, work.recipe.geometry.asr_frame_rate)
+    full_table = [*(existing.table if existing else ()), *table]
     report.write_table(partial, full_table)
-    report.write_page(partial, output.name, card, full_table)
+    report.write_page(partial, name, card, full_table)
     card.write(partial)
-    _put_in_place(partial, output, replaced)
-    return [
-        f"{row['recording']}: {row['reasons']}"
-        for row in table
-        if row["verdict"] == "refused"
-    ]
+    return table
 
 
 def _graph():
