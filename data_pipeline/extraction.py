@@ -54,7 +54,6 @@ class Heard:
       sound: of what is in it.
       num_samples: of its audio in the cache.
       spans: ASR frames [first, last) of its records.
-      was_cached: whether it had been heard before.
     """
 
     source: Source
@@ -63,7 +62,6 @@ class Heard:
     sound: Sound
     num_samples: int
     spans: tuple[tuple[int, int], ...]
-    was_cached: bool = False
 
 
 @functools.cache
@@ -124,6 +122,12 @@ def _ready(recipe: Recipe):
     return extractor, jax.device_put(params), digest(facts)
 
 
+def forget_networks():
+    """Lets a file of weights be read anew, for it may have changed."""
+    frozen_networks.cache_clear()
+    _ready.cache_clear()
+
+
 def batch_size() -> int:
     """Recordings whose features are made at once.
 
@@ -174,11 +178,11 @@ def hear(recordings: Sequence[Source], recipe: Recipe, cache: FeatureCache):
             )
     for number, key in keys.items():
         summary = cache.entry(key).summary()
-        found[number] = _heard(recordings[number], key, summary, number not in fresh)
+        found[number] = _heard(recordings[number], key, summary)
     return found
 
 
-def _heard(source: Source, key: str, summary: dict, was_cached: bool) -> Heard:
+def _heard(source: Source, key: str, summary: dict) -> Heard:
     """An entry's summary as Heard."""
     measures = summary["measures"]
     error = measures["error"] and tuple(measures["error"])
@@ -189,7 +193,6 @@ def _heard(source: Source, key: str, summary: dict, was_cached: bool) -> Heard:
         Sound(**summary["sound"]),
         summary["num_samples"],
         tuple((first, last) for first, last in summary["spans"]),
-        was_cached,
     )
 
 

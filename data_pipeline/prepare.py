@@ -105,6 +105,7 @@ def prepare(
         asr_layer,
         normalize,
     )
+    extraction.forget_networks()
     extractor, found = extraction.frozen_networks(recipe)
     card = _card(recipe, found, extractor.asr_size)
     existing = _existing(output, card, recordings, file_format) if append else None
