@@ -214,8 +214,8 @@ def test_unknown_variants_of_our_configs_are_refused(start, variant):
     ("flags", "said"),
     [
         (
-            ["--config.geometry.asr_hop_length=640"],
-            "the dataset's asr_hop_length is 320, the config's 640; prepare the dataset",
+            ["--config.geometry.hop_length=80"],
+            "the dataset's hop_length is 64, the config's 80; prepare the dataset again",
         ),
         (["--config.data.dir=EMPTY"], "EMPTY: no singers.json, so neither dataset nor"),
         (
