@@ -550,9 +550,9 @@ def test_an_hour_is_prepared_in_bounded_memory(tmp_path, wav2letter_file):
             part = np.concatenate([tone(17, hz, 44_100), np.zeros(3 * 44_100)])
             file.write(np.stack([part, 0.5 * part], 1) * 0.5)
     child = start_preparing(tmp_path / "in", tmp_path, wav2letter_file)
-    _, status, usage = os.wait4(child.pid, 0)
+    _, child.returncode, usage = os.wait4(child.pid, 0)
     child.stderr.close()
-    assert status == 0
+    assert child.returncode == 0
     gigabytes = usage.ru_maxrss / 1e6
     print(f"an hour of stereo at 44.1 kHz: {gigabytes:.2f} GB at most")
     assert gigabytes < 1.5
