@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from svc_jax import dsp, pitch
@@ -148,9 +147,8 @@ class LongRecording:
         for audio, length, block in self._blocks():
             mfcc = _mfcc(self._extractor, audio, length, peak[None])
             parts.append(block.cut(np.asarray(mfcc)[0], self._mfcc_hop))
-        blocks = dsp.deltas(jnp.asarray(np.concatenate(parts))[None])
-        stats = dsp.mfcc_stats(blocks)
-        return np.asarray(dsp.normalise_mfcc(blocks, stats))[0], np.asarray(stats)[0]
+        normalised, stats = _normalise(np.concatenate(parts)[None])
+        return np.asarray(normalised)[0], np.asarray(stats)[0]
 
 
 class _Block:
@@ -215,6 +213,14 @@ def _hear(extractor: FeatureExtractor, params, audio, length):
 def _mfcc(extractor: FeatureExtractor, audio, length, peak):
     audio, length = extractor.hear(audio), extractor.heard_length(length)
     return dsp.cepstrum(dsp.log_mel(audio, length), peak)
+
+
+@jax.jit
+def _normalise(mfcc):
+    """MFCCs [1, T, 13] -> (normalised with their derivatives [1, T, 39], stats)."""
+    blocks = dsp.deltas(mfcc)
+    stats = dsp.mfcc_stats(blocks)
+    return dsp.normalise_mfcc(blocks, stats), stats
 
 
 @functools.partial(jax.jit, static_argnums=0)
