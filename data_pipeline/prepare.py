@@ -333,10 +333,14 @@ def _save_frozen(folder, found):
     (folder / schema.FROZEN).mkdir()
     for kind, frozen in found.items():
         name = f"{kind}.safetensors"
+        target = folder / schema.FROZEN / name
+        if "://" not in os.fspath(target):
+            weight_files.save_safetensors(target, frozen.params, frozen.config, kind)
+            continue
         with tempfile.TemporaryDirectory() as local:
             path = pathlib.Path(local, name)
             weight_files.save_safetensors(path, frozen.params, frozen.config, kind)
-            (folder / schema.FROZEN / name).write_bytes(path.read_bytes())
+            target.write_bytes(path.read_bytes())
 
 
 def _put_in_place(partial, output, replaced):

@@ -26,7 +26,7 @@ def multiply_adds(jaxpr) -> dict[str, int]:
             if name == "conv_general_dilated":
                 kernel = equation.invars[1].aval.shape
                 count = math.prod(equation.outvars[0].aval.shape) * math.prod(
-                    kernel[:2]
+                    kernel[:-1]
                 )
             elif name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
@@ -41,7 +41,9 @@ def multiply_adds(jaxpr) -> dict[str, int]:
                     if isinstance(value, jax.extend.core.ClosedJaxpr):
                         visit(value.jaxpr, times * repeats)
                 continue
+            # A name with a dot is a method's, not a module's.
             scopes = str(equation.source_info.name_stack).split("/")
+            scopes = [scope for scope in scopes if "." not in scope]
             # The first scope is the module itself, the second its part.
             part = scopes[1] if len(scopes) > 1 else ""
             counts[part] = counts.get(part, 0) + times * count

@@ -7,6 +7,7 @@ content, block by block. Each block is heard with its surroundings, so that no b
 """
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -20,12 +21,11 @@ from svc_jax.models.crepe import NUM_BINS
 from svc_jax.types import Features
 
 BLOCK_SECONDS = 20  # of audio whose features are made at once
+CONTEXT_SECONDS = 0.2  # to each side: more than the windows of pitch and loudness reach
 
 
 class LongRecording:
     """A recording that is read in parts, and its features.
-
-    Whole seconds are on the grid of every feature, so blocks are made of them.
 
     Args:
       extractor: makes the features.
@@ -47,12 +47,16 @@ class LongRecording:
         self._params = params
         self._read = read
         self._num_samples = num_samples
-        rate = extractor.geometry.sample_rate
-        # Of all windows, Wav2Letter's reaches furthest.
-        around = -(-extractor.wav2letter.context_frames() // ASR_FRAME_RATE) + 1
-        self._context = around * rate
-        self._block = block_seconds * rate
+        self._context = self._whole(CONTEXT_SECONDS)
+        self._block = self._whole(block_seconds)
         self._starts = range(0, num_samples, self._block)
+
+    def _whole(self, seconds: float) -> int:
+        """The next number of samples that is on the grid of every feature."""
+        geometry, f0_hop = self._extractor.geometry, self._extractor.f0_hop
+        unit = math.lcm(geometry.heard.asr_hop_length, f0_hop)  # at 16 kHz
+        count = -(-round(seconds * HEARING_RATE) // unit)
+        return count * (unit // geometry.heard.asr_hop_length) * geometry.asr_hop_length
 
     def extract(self) -> Extracted:
         """All features but those of content, whose array stays empty.
@@ -101,12 +105,14 @@ class LongRecording:
         """After `extract`, the ASR features: float32 [A', D] for block after block."""
         extractor, geometry = self._extractor, self._extractor.geometry
         per_sample = 1 / self._mfcc_hop
-        most = round((self._block + 2 * self._context) * per_sample)
-        for _, length, block in self._blocks(empty=True):
+        # Wav2Letter's windows reach much further than those of the other features.
+        context = self._whole(extractor.wav2letter.context_frames() / ASR_FRAME_RATE)
+        most = round((self._block + 2 * context) * per_sample)
+        for length, block in self._places(context):
             first = round(block.first * per_sample)
             mfcc = self._mfcc[first : first + most]
             # A recording's last frame is the one that stands on its last sample.
-            ends = block.first + length[0] == self._num_samples
+            ends = block.first + length == self._num_samples
             count = len(mfcc) if ends else min(len(mfcc), most)
             padded = np.zeros((1, most + 1, mfcc.shape[1]), np.float32)
             padded[0, : len(mfcc)] = mfcc
@@ -129,17 +135,20 @@ class LongRecording:
     def _samples_per_heard(self) -> float:
         return self._extractor.geometry.sample_rate / HEARING_RATE
 
-    def _blocks(self, empty: bool = False):
-        """Yields (audio [1, context + block + context], length [1], _Block)."""
-        size = self._block + 2 * self._context
+    def _places(self, context: int):
+        """Yields (samples that a block is heard with, _Block)."""
         for start in self._starts:
-            first = max(0, start - self._context)
-            last = min(first + size, self._num_samples)
-            audio = np.zeros((1, size), np.float32)
-            if not empty:
-                audio[0, : last - first] = self._read(first, last)
+            first = max(0, start - context)
+            last = min(first + self._block + 2 * context, self._num_samples)
             block = _Block(first, start, start + self._block, self._num_samples)
-            yield audio, np.asarray([last - first], np.int32), block
+            yield last - first, block
+
+    def _blocks(self):
+        """Yields (audio [1, context + block + context], length [1], _Block)."""
+        for length, block in self._places(self._context):
+            audio = np.zeros((1, self._block + 2 * self._context), np.float32)
+            audio[0, :length] = self._read(block.first, block.first + length)
+            yield audio, np.asarray([length], np.int32), block
 
     def _read_mfcc(self, peak):
         """(normalised MFCCs and their derivatives, float32 [T, 39]; stats [3, 2])."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import multi, single
+from configs import fast, multi, single
 from svc_jax import describe, train
 from svc_jax.models.layers import Conv
 
@@ -144,3 +144,31 @@ def test_the_networks_of_a_dataset_are_those_that_made_it(tiny_config):
     assert table["Wav2Letter"]["parameters"] == first + second + wide + output
     layer = 3 * 4 * 8 + 2 * 8 + 4 * 4 + 2 * 4
     assert table["asr_context"]["parameters"] == 12 * 4 + 2 * 4 + layer
+
+
+def test_the_fast_generator_is_the_sum_of_its_parts():
+    found = rows(train.describe(fast.get_config()))
+    parts = [name for name in found if name.startswith(("blocks", "filters"))]
+    parts += ["content", "prosody"]
+    assert len(parts) == 8 + 3
+    whole = found["SourceFilterGenerator"]
+    # A frame's products: two layers of 3 x 256 channels in each block, then 4 curves.
+    # The content comes half as often.
+    products = 8 * 2 * 256 * 768 + 256 * 4 * 321 + 3 * 256 + 2000 * 256 / 2
+    assert whole["cost"] == pytest.approx(2 * products * 100 / 1e9, abs=0.01)
+    assert sum(found[name]["cost"] for name in parts) == pytest.approx(
+        whole["cost"], abs=0.02
+    )
+    # All frames that a block sees, 8 times over, and those that overlap.
+    assert found["content"]["rate"] == 50
+    assert whole["reach"] == (8 * 6 + 4) * 160
+    singers = 2 * 64
+    assert whole["parameters"] == singers + sum(found[p]["parameters"] for p in parts)
+
+
+def test_two_dimensional_kernels_are_counted_whole():
+    conv = nn.Conv(5, (3, 7), name="plane")
+    image = jnp.zeros((1, 20, 30, 4))
+    params = jax.eval_shape(conv.init, jax.random.key(0), image)
+    counts = describe.multiply_adds(jax.make_jaxpr(conv.apply)(params, image))
+    assert sum(counts.values()) == 20 * 30 * 5 * (3 * 7 * 4)

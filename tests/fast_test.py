@@ -60,7 +60,8 @@ def trained(request, tmp_path_factory, recordings, wav2letter_file):
 
 def test_every_term_of_the_objective_was_in_force(trained):
     workdir, _ = trained
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").open()]
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     last = {k: v for line in lines if line["step"] == 4 for k, v in line.items()}
     for term in ("spectral", "content", "adversarial", "matching", "discriminator"):
         assert np.isfinite(last[f"loss/{term}"]), term

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from svc_jax import dsp, stft
-from svc_jax.geometry import FrameGeometry
+from svc_jax.geometry import ASR_FRAME_RATE, FrameGeometry
 from svc_jax.models.frames import ConvNeXtBlock, Delay, Margin, RunningSum
 from svc_jax.models.layers import VoiceTable
 from svc_jax.types import Features, Noise
@@ -178,11 +178,14 @@ class SourceFilterGenerator(nn.Module):
     def parts(self) -> dict[str, tuple[float, int]]:
         """Of each part, the rate in Hz and the receptive field in samples of audio."""
         rate = self.sample_rate / self.hop_length
-        frames = 1 + self.num_blocks * (self.kernel_size - 1)
+        block = (rate, self.kernel_size * self.hop_length)
+        frames = self.num_blocks * (self.kernel_size - 1) + stft.OVERLAP
         return {
-            "content": (rate, self.hop_length),
-            "blocks": (rate, frames * self.hop_length),
-            "filters": (rate, stft.OVERLAP * self.hop_length),
+            "": (self.sample_rate, frames * self.hop_length),
+            "content": (ASR_FRAME_RATE, self.sample_rate // ASR_FRAME_RATE),
+            "prosody": (rate, self.hop_length),
+            **{f"blocks_{index}": block for index in range(self.num_blocks)},
+            "filters": (rate, self.hop_length),
         }
 
     def context_samples(self) -> int:

@@ -189,7 +189,8 @@ def training():
         steps.Phase(adversarial=True, unaligned=True, mixup=True),
     ):
         configs = (fast.get_config(), multi.get_config("paper"))
-        medians = timing.medians(*(update(config, phase) for config in configs))
+        updates = (update(config, phase) for config in configs)
+        medians = timing.medians(*updates, repeats=3)
         ours, papers = (seconds / TRAINING_BATCH for seconds in medians)
         print(
             f"{'+'.join(phase.passes):34s} fast {ours:.3f}, the paper's {papers:.2f}:"

@@ -30,11 +30,11 @@ def timed(function) -> float:
     return time.perf_counter() - started
 
 
-def medians(*functions) -> list[float]:
+def medians(*functions, repeats: int = REPEATS) -> list[float]:
     """Median seconds of each function, run in turns so that they share the noise."""
     for function in functions:
         function()
-    rounds = [[timed(function) for function in functions] for _ in range(REPEATS)]
+    rounds = [[timed(function) for function in functions] for _ in range(repeats)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
