@@ -55,15 +55,15 @@ def get_config(variant: str = "16k") -> ml_collections.ConfigDict:
     if variant == "demo":
         config.data.embedded = True
         config.batch_size = 4
-        config.num_steps = 520
+        config.num_steps = 400
         # Fewer and narrower judges, and late: each phase is compiled, and the later
         # ones cost several times as much a step.
         config.discriminator.periods = (2, 3, 7)
         config.discriminator.fft_sizes = (1024, 256)
         config.discriminator.spectrum_channels = (8, 16, 16)
-        config.phases.adversarial = 0.75
+        config.phases.adversarial = 0.8
         config.phases.mixup = 0.95
         config.log_every = 10
-        config.eval_every = 260
-        config.checkpoint_every = 260
+        config.eval_every = 200
+        config.checkpoint_every = 200
     return config

@@ -45,9 +45,11 @@ def picture(path, rows: dict, sample_rate: int):
 
 def main():
     started = time.monotonic()
+    import numpy as np
+
     from configs import fast
     from data_pipeline import demo_corpus
-    from svc_jax import audio_files, bundles, measures, synthesis, train
+    from svc_jax import audio_files, bundles, dsp, measures, synthesis, train
 
     workdir = pathlib.Path("runs/demo")
     train.train(fast.get_config("demo"), workdir)
@@ -60,7 +62,13 @@ def main():
     converted, asked = synthesis.convert(model, source, {TARGET: 1.0})
     before, _ = synthesis.convert(bundles.untrained(model), source, {TARGET: 1.0})
     # What the target singer sings at the f0 that the conversion was asked for.
-    truth = demo_corpus.render(score, singers[TARGET], f0_hz=asked.f0_hz)
+    f0_hz = dsp.interpolate_f0(
+        asked.f0_hz[None],
+        model.extractor.geometry.hop_length,
+        demo_corpus.HOP_LENGTH,
+        score.voiced.size,
+    )[0]
+    truth = demo_corpus.render(score, singers[TARGET], f0_hz=np.asarray(f0_hz))
 
     sung = {
         f"source ({SOURCE})": source,
