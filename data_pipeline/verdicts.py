@@ -14,8 +14,9 @@ MIN_SECONDS = 0.1
 MIN_LEVEL_DB = -70.0  # of the loud parts, below full scale
 MIN_VOICED = 0.01  # share of what sounds
 
-# Warned beyond these. Clean recordings of RAVDESS, LibriSpeech and of the embedded
-# corpus stay within; tests/data_pipeline/verdicts_test.py holds them to it.
+# Warned beyond these. Recordings of RAVDESS and of the embedded corpus stay within, and
+# all but the noisiest of LibriSpeech; tests/data_pipeline/verdicts_test.py holds them
+# to it.
 SHORT_SECONDS = 0.5
 MAX_CLIPPED = 1e-4  # share of samples
 MAX_DC_OFFSET = 0.01
