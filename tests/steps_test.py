@@ -13,7 +13,8 @@ from svc_jax import losses, steps
 from svc_jax.features import FeatureExtractor, FrozenParams
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.crepe import Crepe
-from svc_jax.models.discriminators import WaveNetDiscriminator
+from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminator
+from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
 from svc_jax.types import Batch
@@ -291,6 +292,33 @@ def test_matching_is_asked_of_the_passes_with_a_truth(state, batch, frozen, scal
         for x in (aligned, mixup)
     )
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("generator", ["wavenet", "source_filter"])
+@pytest.mark.parametrize("discriminator", ["wavenet", "multi"])
+def test_any_generator_is_judged_by_any_discriminator(
+    batch, frozen, scales, generator, discriminator
+):
+    fast = SourceFilterGenerator(
+        NUM_SINGERS, embedding_size=6, hop_length=64, channels=8, num_blocks=2
+    )
+    judges = MultiDiscriminator((2, 3), (2, 2), (256,), (2, 2))
+    networks = steps.Networks(
+        fast if generator == "source_filter" else NETWORKS.generator,
+        judges if discriminator == "multi" else NETWORKS.discriminator,
+        EXTRACTOR,
+    )
+    weights = {**OBJECTIVE.weights, "matching": 1.0}
+    objective = dataclasses.replace(OBJECTIVE, weights=weights)
+    init = functools.partial(steps.init_state, networks, DESCENT)
+    state = jax.eval_shape(init, jax.random.key(0))
+    step = functools.partial(
+        steps.train_step, networks, DESCENT, objective, PHASES["all"]
+    )
+    after, metrics = jax.eval_shape(step, state, batch, frozen, scales, RNG)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert {x.shape for x in metrics.values()} == {()}
+    assert "loss/matching" in metrics
 
 
 def test_the_discriminator_rests_in_the_first_phase(state, step_results):
