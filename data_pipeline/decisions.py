@@ -30,14 +30,12 @@ class Decision:
     @classmethod
     def from_json(cls, values: dict) -> "Decision":
         heard, verdict = values["heard"], values["verdict"]
-        measures = heard["measures"]
-        error = measures["error"] and tuple(measures["error"])
         return cls(
             Heard(
                 **{
                     **heard,
                     "source": Source(**heard["source"]),
-                    "measures": Measures(**{**measures, "error": error}),
+                    "measures": Measures.from_json(heard["measures"]),
                     "sound": Sound(**heard["sound"]),
                     "spans": tuple(map(tuple, heard["spans"])),
                 }

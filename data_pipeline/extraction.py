@@ -184,12 +184,10 @@ def hear(recordings: Sequence[Source], recipe: Recipe, cache: FeatureCache):
 
 def _heard(source: Source, key: str, summary: dict) -> Heard:
     """An entry's summary as Heard."""
-    measures = summary["measures"]
-    error = measures["error"] and tuple(measures["error"])
     return Heard(
         source,
         key,
-        Measures(**{**measures, "error": error}),
+        Measures.from_json(summary["measures"]),
         Sound(**summary["sound"]),
         summary["num_samples"],
         tuple((first, last) for first, last in summary["spans"]),

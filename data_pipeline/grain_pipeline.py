@@ -59,15 +59,8 @@ def crop(example: dict, start: int, geometry: FrameGeometry) -> dict[str, np.nda
       start: first ASR frame of the segment.
       geometry: of the segment.
     """
-    ratio = geometry.asr_hop_length // geometry.hop_length
-    spans = {
-        "audio": (geometry.asr_hop_length, geometry.segment_samples),
-        "f0_hz": (ratio, geometry.segment_frames),
-        "loudness_db": (ratio, geometry.segment_frames),
-        "asr_features": (1, geometry.segment_asr_frames),
-    }
     segment = dict(example)
-    for name, (stride, count) in spans.items():
+    for name, (stride, count) in input_pipeline.spans(geometry).items():
         segment[name] = example[name][start * stride : start * stride + count]
     segment["asr_features"] = segment["asr_features"].astype(np.float32)
     return segment

@@ -139,6 +139,17 @@ def check_card(card: schema.Card, geometry: FrameGeometry, asr_size: int):
             )
 
 
+def spans(geometry: FrameGeometry) -> dict[str, tuple[int, int]]:
+    """Field -> (its rows per ASR frame, its rows in a segment), of what `crop` cuts."""
+    frames_per_asr = geometry.asr_hop_length // geometry.hop_length
+    return {
+        "audio": (geometry.asr_hop_length, geometry.segment_samples),
+        "f0_hz": (frames_per_asr, geometry.segment_frames),
+        "loudness_db": (frames_per_asr, geometry.segment_frames),
+        "asr_features": (1, geometry.segment_asr_frames),
+    }
+
+
 def crop(example, start, geometry: FrameGeometry):
     """Cuts a segment from a record, on every frame grid.
 
@@ -152,15 +163,8 @@ def crop(example, start, geometry: FrameGeometry):
     """
     import tensorflow as tf
 
-    frames_per_asr = geometry.asr_hop_length // geometry.hop_length
-    spans = {
-        "audio": (geometry.asr_hop_length, geometry.segment_samples),
-        "f0_hz": (frames_per_asr, geometry.segment_frames),
-        "loudness_db": (frames_per_asr, geometry.segment_frames),
-        "asr_features": (1, geometry.segment_asr_frames),
-    }
     segment = {name: example[name] for name in BATCH_FIELDS}
-    for name, (stride, count) in spans.items():
+    for name, (stride, count) in spans(geometry).items():
         value = example[name][start * stride : start * stride + count]
         segment[name] = tf.ensure_shape(value, [count, *value.shape[1:]])
     segment["asr_features"] = tf.cast(segment["asr_features"], tf.float32)

@@ -46,6 +46,12 @@ class Measures:
     dc_offset: float = 0.0
     clipped: float = 0.0
 
+    @classmethod
+    def from_json(cls, values: dict) -> "Measures":
+        """From plain values, as dataclasses.asdict and JSON give them."""
+        error = values["error"] and tuple(values["error"])
+        return cls(**{**values, "error": error})
+
 
 class Audio(contextlib.AbstractContextManager):
     """Mono samples that may be more than fit into memory; to be closed.

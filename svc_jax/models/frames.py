@@ -6,6 +6,7 @@ it looks ahead; the outputs are the same numbers.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 STREAM = "stream"
@@ -14,6 +15,13 @@ STREAM = "stream"
 def streams(module: nn.Module) -> bool:
     """Whether a module sings a block of a stream."""
     return module.is_mutable_collection(STREAM) and not module.is_initializing()
+
+
+def standardise(x):
+    """Each frame to mean 0 and deviation 1 over its channels: [B, T, C]."""
+    x = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(variance + 1e-6)
 
 
 class Margin(nn.Module):
@@ -114,8 +122,7 @@ class ConvNeXtBlock(nn.Module):
             2 * channels, kernel_init=nn.initializers.zeros, name="voice"
         )(voice)
         scale, shift = jnp.split(modulation[:, None], 2, axis=-1)
-        seen = nn.LayerNorm(use_scale=False, use_bias=False)(seen)
-        hidden = seen * (1 + scale) + shift
+        hidden = standardise(seen) * (1 + scale) + shift
         hidden = nn.gelu(nn.Dense(self.expansion * channels, name="expand")(hidden))
         hidden = nn.Dense(channels, name="contract")(hidden)
         gain = self.param("gain", nn.initializers.constant(self.scale), (channels,))

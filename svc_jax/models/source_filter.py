@@ -12,7 +12,13 @@ import jax.numpy as jnp
 
 from svc_jax import dsp, stft
 from svc_jax.geometry import ASR_FRAME_RATE, FrameGeometry
-from svc_jax.models.frames import ConvNeXtBlock, Delay, Margin, RunningSum
+from svc_jax.models.frames import (
+    ConvNeXtBlock,
+    Delay,
+    Margin,
+    RunningSum,
+    standardise,
+)
 from svc_jax.models.layers import VoiceTable
 from svc_jax.types import Features, Noise
 
@@ -193,10 +199,3 @@ class SourceFilterGenerator(nn.Module):
         behind = self.num_blocks * (self.kernel_size - 1 - self.lookahead)
         frames = max(behind, self._lookahead_frames()) + 2 * stft.OVERLAP
         return frames * self.hop_length
-
-
-def standardise(x):
-    """Each frame to mean 0 and deviation 1 over its channels."""
-    x = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(variance + 1e-6)
