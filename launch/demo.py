@@ -49,7 +49,7 @@ def main():
 
     from configs import fast
     from data_pipeline import demo_corpus
-    from svc_jax import audio_files, bundles, dsp, measures, synthesis, train
+    from svc_jax import audio_files, bundles, excitation, measures, synthesis, train
 
     workdir = pathlib.Path("runs/demo")
     train.train(fast.get_config("demo"), workdir)
@@ -62,7 +62,7 @@ def main():
     converted, asked = synthesis.convert(model, source, {TARGET: 1.0})
     before, _ = synthesis.convert(bundles.untrained(model), source, {TARGET: 1.0})
     # What the target singer sings at the f0 that the conversion was asked for.
-    f0_hz = dsp.interpolate_f0(
+    f0_hz = excitation.interpolate_f0(
         asked.f0_hz[None],
         model.extractor.geometry.hop_length,
         demo_corpus.HOP_LENGTH,

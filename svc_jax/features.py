@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import dsp, pitch, resampling
+from svc_jax import dsp, excitation, pitch, resampling
 from svc_jax.geometry import HEARING_RATE, FrameGeometry
 from svc_jax.models.crepe import FRAME_LENGTH, Crepe
 from svc_jax.models.wav2letter import Wav2Letter
@@ -159,7 +159,7 @@ class FeatureExtractor:
         hop_length = self.geometry.heard.hop_length
         nearest = (np.arange(num_frames) * hop_length + self.f0_hop // 2) // self.f0_hop
         nearest = np.minimum(nearest, confidence.shape[1] - 1)
-        f0_hz = dsp.interpolate_f0(f0_hz, self.f0_hop, hop_length, num_frames)
+        f0_hz = excitation.interpolate_f0(f0_hz, self.f0_hop, hop_length, num_frames)
         return f0_hz, confidence[:, nearest]
 
     def read(self, params: FrozenParams, audio, length=None, asr_stats=None):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import dsp
+from svc_jax import excitation
 from svc_jax.bundles import Model
 from svc_jax.errors import UserError
 from svc_jax.geometry import NOISE_BLOCK
@@ -99,7 +99,9 @@ def voice_of(model: Model, mix: dict[str, float]):
     return jnp.sum(voices * weights[:, None], axis=0, keepdims=True), mean_hz
 
 
-_frame_phase = jax.jit(dsp.frame_phase, static_argnames=("sample_rate", "hop_length"))
+_frame_phase = jax.jit(
+    excitation.frame_phase, static_argnames=("sample_rate", "hop_length")
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -128,7 +130,7 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
     context = -(-model.generator.context_samples() // grid) * grid
     chunk_samples = geometry.padded_length(CHUNK_SAMPLES)
     window = min(total, chunk_samples + 2 * context)
-    z, excitation = jax.device_get(dsp.block_noise(jax.random.key(seed), total))
+    z, normal = jax.device_get(excitation.block_noise(jax.random.key(seed), total))
     turns = _start_phases(features.f0_hz, geometry)
     audio = np.empty(total, np.float32)
     for start in range(0, total, chunk_samples):
@@ -147,7 +149,7 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
         )
         noise = Noise(
             z[None, samples],
-            excitation[None, samples],
+            normal[None, samples],
             turns[None, frames.start],
         )
         sung = _sing(model.generator, model.params, chunk, voice, noise)
@@ -233,8 +235,8 @@ def stream(
 def _noise_span(rng, start: int, count: int):
     """`count` samples of the excitation's noise from `start` on, as in `synthesize`."""
     first, offset = divmod(start, NOISE_BLOCK)
-    _, excitation = dsp.block_noise(rng, offset + count, first)
-    return excitation[offset:]
+    _, normal = excitation.block_noise(rng, offset + count, first)
+    return normal[offset:]
 
 
 def _start_phases(f0_hz, geometry) -> np.ndarray:

@@ -72,6 +72,7 @@ LEVELS = (
     ("svc_jax.models", "svc_jax.models.*"),
     (
         "svc_jax.dsp",
+        "svc_jax.excitation",
         "svc_jax.stft",
         "svc_jax.resampling",
         "svc_jax.losses",

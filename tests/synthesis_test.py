@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import schema
-from svc_jax import bundles, dsp, steps, synthesis
+from svc_jax import bundles, excitation, steps, synthesis
 from svc_jax.errors import UserError
 from svc_jax.types import Features, Noise
 
@@ -46,8 +46,8 @@ def features_of(num_asr_frames: int, seed: int = 0) -> Features:
 def directly(model, features, voice, seed: int) -> np.ndarray:
     """One pass of the generator over the whole."""
     num_samples = features.f0_hz.size * 64
-    z, excitation = dsp.block_noise(jax.random.key(seed), num_samples)
-    noise = Noise(z[None], excitation[None], jnp.zeros(1))
+    z, normal = excitation.block_noise(jax.random.key(seed), num_samples)
+    noise = Noise(z[None], normal[None], jnp.zeros(1))
     batched = jax.tree.map(lambda x: x[None], features)
     apply = jax.jit(model.generator.apply)
     return np.asarray(apply({"params": model.params}, batched, voice, noise)[0])

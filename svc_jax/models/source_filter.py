@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from svc_jax import dsp, stft
+from svc_jax import excitation, stft
 from svc_jax.geometry import ASR_FRAME_RATE, FrameGeometry
 from svc_jax.models.frames import (
     ConvNeXtBlock,
@@ -114,13 +114,13 @@ class SourceFilterGenerator(nn.Module):
         f0_hz = self.next_f0(f0_hz[..., None])[..., 0]
         f0_hz, following_hz = f0_hz[:, :total], f0_hz[:, 1 : total + 1]
         grid = {"sample_rate": self.sample_rate, "hop_length": self.hop_length}
-        advance = dsp.frame_advance(f0_hz, following_hz, **grid)
+        advance = excitation.frame_advance(f0_hz, following_hz, **grid)
         real = self.late_source(real)
         # Before its first frame the sine stands still.
         advance = jnp.where(real[..., 0] > 0, advance, 0)
         start = self.turned(advance) - advance
-        phase = dsp.to_turns(start) + noise.phase[:, None]
-        wave = dsp.pulse_train if self.harmonics else dsp.sine
+        phase = excitation.to_turns(start) + noise.phase[:, None]
+        wave = excitation.pulse_train if self.harmonics else excitation.sine
         pulses = wave(f0_hz, following_hz, phase, **grid)
         noises = noise.excitation.reshape(batch_size, total, self.hop_length)
         hops = jnp.stack([pulses, self.late_noise(noises)], axis=-1)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from svc_jax import dsp
+from svc_jax import excitation
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.layers import (
     ContextStack,
@@ -93,7 +93,7 @@ class WaveNetGenerator(nn.Module):
         Returns:
           [B, N], N = T * hop_length.
         """
-        sine = dsp.sine_excitation(
+        sine = excitation.sine_excitation(
             features.f0_hz,
             noise.excitation,
             noise.phase,

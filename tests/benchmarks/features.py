@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import dsp, pitch
+from svc_jax import dsp, excitation, pitch
 from svc_jax.models import crepe
 
 SECONDS = 20
@@ -80,7 +80,9 @@ def main():
         functools.partial(dsp.loudness_db, sample_rate=SAMPLE_RATE, hop_length=64)
     )
     sine = jax.jit(
-        functools.partial(dsp.sine_excitation, sample_rate=SAMPLE_RATE, hop_length=64)
+        functools.partial(
+            excitation.sine_excitation, sample_rate=SAMPLE_RATE, hop_length=64
+        )
     )
     network = crepe.Crepe("tiny")
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 1024)))["params"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import fast
-from svc_jax import builders, dsp, stft, synthesis
+from svc_jax import builders, excitation, stft, synthesis
 from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.source_filter import SourceFilterGenerator
@@ -37,10 +37,10 @@ def recording(num_frames, seed=0, batch_size=1) -> Features:
 
 def noise_of(num_frames, hop_length=HOP, seed=0, batch_size=1) -> Noise:
     rng = np.random.default_rng(seed)
-    excitation = rng.standard_normal((batch_size, num_frames * hop_length))
+    normal = rng.standard_normal((batch_size, num_frames * hop_length))
     return Noise(
         z=None,
-        excitation=np.float32(excitation),
+        excitation=np.float32(normal),
         phase=np.float32(rng.uniform(0, 1, batch_size)),
     )
 
@@ -74,12 +74,12 @@ VOICE = np.float32([[0.3, -1.0, 0.5, 1.2]])
 # Source.
 
 
-def sung(f0_hz, sample_rate=16_000, hop_length=160, wave=dsp.pulse_train):
+def sung(f0_hz, sample_rate=16_000, hop_length=160, wave=excitation.pulse_train):
     """The source alone through filters that change nothing: float64 [N]."""
     f0_hz = jnp.asarray(f0_hz, jnp.float32)[None]
     following = jnp.concatenate([f0_hz[:, 1:], f0_hz[:, -1:]], axis=1)
     grid = {"sample_rate": sample_rate, "hop_length": hop_length}
-    phase = dsp.frame_phase(f0_hz, **grid)
+    phase = excitation.frame_phase(f0_hz, **grid)
     hops = wave(f0_hz, following, phase, **grid)
     spectra = stft.forward(jnp.pad(hops, ((0, 0), (2, 1), (0, 0))))
     real = jnp.pad(jnp.ones((1, f0_hz.shape[1], 1)), ((0, 0), (1, 2), (0, 0)))
@@ -96,7 +96,7 @@ def fundamental_hz(audio, sample_rate, near_hz):
     return grid[int(np.argmax(power))]
 
 
-@pytest.mark.parametrize("wave", [dsp.pulse_train, dsp.sine])
+@pytest.mark.parametrize("wave", [excitation.pulse_train, excitation.sine])
 @pytest.mark.parametrize("hz", [40.0, 97.3, 220.0, 663.7, 2000.0])
 def test_an_identity_filter_keeps_f0_within_2_cents(wave, hz):
     audio = sung(np.full(100, hz), wave=wave)[1600:-1600]
@@ -105,7 +105,7 @@ def test_an_identity_filter_keeps_f0_within_2_cents(wave, hz):
 
 
 @pytest.mark.parametrize(("sample_rate", "hop_length"), [(16_000, 160), (44_100, 441)])
-@pytest.mark.parametrize("wave", [dsp.pulse_train, dsp.sine])
+@pytest.mark.parametrize("wave", [excitation.pulse_train, excitation.sine])
 def test_a_sweep_is_its_harmonics_and_nothing_else(sample_rate, hop_length, wave):
     """Against the sum of cosines in float64: aliases and clicks are below -60 dB."""
     f0_hz = np.geomspace(60, 1900, 300)
@@ -115,11 +115,13 @@ def test_a_sweep_is_its_harmonics_and_nothing_else(sample_rate, hop_length, wave
     turns = np.cumsum(hz) / sample_rate
     ratio = sample_rate / 2 / hz
     expected = np.zeros_like(audio)
-    for order in range(1, 1 + (int(ratio.max()) if wave is dsp.pulse_train else 1)):
+    for order in range(
+        1, 1 + (int(ratio.max()) if wave is excitation.pulse_train else 1)
+    ):
         # The highest harmonic fades in before it is whole.
-        weight = np.clip(ratio - order, 0, 1) if wave is dsp.pulse_train else 1.0
+        weight = np.clip(ratio - order, 0, 1) if wave is excitation.pulse_train else 1.0
         expected += weight * np.cos(2 * np.pi * order * turns)
-    expected *= np.sqrt(2 / ratio) if wave is dsp.pulse_train else np.sqrt(2)
+    expected *= np.sqrt(2 / ratio) if wave is excitation.pulse_train else np.sqrt(2)
     middle = slice(4 * hop_length, -4 * hop_length)
     error = np.mean((audio - expected)[middle] ** 2)
     assert 10 * math.log10(error / np.mean(expected[middle] ** 2)) < -60
@@ -252,8 +254,8 @@ def test_chunks_are_the_whole(monkeypatch, num_frames):
     monkeypatch.setattr(synthesis, "CHUNK_SAMPLES", 10 * HOP)
     features = one(recording(num_frames, seed=4))
     chunked = synthesis.synthesize(model(), features, VOICE, seed=3)
-    _, excitation = dsp.block_noise(jax.random.key(3), num_frames * HOP)
-    noise = Noise(None, excitation[None], np.zeros(1, np.float32))
+    _, normal = excitation.block_noise(jax.random.key(3), num_frames * HOP)
+    noise = Noise(None, normal[None], np.zeros(1, np.float32))
     whole = apply(random_params(), recording(num_frames, seed=4), VOICE, noise)[0]
     assert chunked.shape == whole.shape
     # float32 turns of a phase carried for seconds: the pulses' highest harmonics.
