@@ -4,8 +4,9 @@ import csv
 import dataclasses
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
+
+from etils import epath
 
 from svc_jax import audio_files
 from svc_jax.errors import UserError
@@ -88,8 +89,6 @@ def printable(path: str) -> str:
 def walk(folder: str) -> list[str] | None:
     """Paths of the audio files below a folder, sorted; None if there is no folder."""
     if "://" in folder:
-        from etils import epath
-
         root = epath.Path(folder)
         if not root.is_dir():
             return None
@@ -128,7 +127,7 @@ def from_table(table: str) -> list[Source]:
       UserError: if it cannot be read, or a line lacks something.
     """
     try:
-        text = _open_path(table).read_text(encoding="utf-8-sig")
+        text = epath.Path(table).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{table}: no such table; check --input.") from error
     except UnicodeDecodeError as error:
@@ -161,14 +160,6 @@ def from_table(table: str) -> list[Source]:
     if not found:
         raise UserError(f"{table}: names no recording; add a line for each.")
     return found
-
-
-def _open_path(path: str):
-    if "://" in path:
-        from etils import epath
-
-        return epath.Path(path)
-    return pathlib.Path(path)
 
 
 def _with_names_of_their_own(found: list[Source]) -> list[Source]:

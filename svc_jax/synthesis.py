@@ -254,6 +254,7 @@ def convert(
     *,
     transpose: str = "mean",
     seed: int = 0,
+    heard: Features | None = None,
 ):
     """Re-sings a recording in another voice.
 
@@ -263,14 +264,15 @@ def convert(
       mix: singers and their weights; one singer with weight 1 for a known voice.
       transpose: see `transposition`.
       seed: of the noise.
+      heard: the recording's own Features, where they are known already.
 
     Returns:
       (float32 [N]; the Features it was sung from, f0 as it was asked for).
     """
-    extracted = model.extractor.extract_recordings(model.frozen, [audio])[0]
+    if heard is None:
+        [extracted] = model.extractor.extract_recordings(model.frozen, [audio])
+        heard = extracted.features
     voice, mean_hz = voice_of(model, mix)
-    factor = transposition(transpose, extracted.features.f0_hz, mean_hz)
-    features = extracted.features.replace(
-        f0_hz=extracted.features.f0_hz * np.float32(factor)
-    )
+    factor = transposition(transpose, heard.f0_hz, mean_hz)
+    features = heard.replace(f0_hz=heard.f0_hz * np.float32(factor))
     return synthesize(model, features, voice, seed=seed)[: audio.size], features

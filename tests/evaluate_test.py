@@ -54,9 +54,8 @@ def test_two_sources_with_one_result_are_refused():
 def copies(ratio: float):
     """A conversion that gives the source as it is, and says it was asked to shift."""
 
-    def convert(model, audio, mix, *, transpose):
-        own = model.extractor.extract_recordings(model.frozen, [audio])[0].features
-        return audio, own.replace(f0_hz=own.f0_hz * np.float32(ratio))
+    def convert(model, audio, mix, *, transpose, heard):
+        return audio, heard.replace(f0_hz=heard.f0_hz * np.float32(ratio))
 
     return convert
 
