@@ -20,26 +20,10 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 from svc_jax import command_line
 
 CACHE = ".features"  # beside the dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class Existing:
-    """A dataset that is added to.
-
-    Attributes:
-      card: its description.
-      table: rows of its report.
-      shard_lengths: split -> records in each of its files.
-    """
-
-    card: Any
-    table: list[dict[str, str]]
-    shard_lengths: dict[str, list[int]]
 
 
 def prepare(
@@ -82,7 +66,7 @@ def prepare(
     Raises:
       UserError: if nothing is usable, or the output exists.
     """
-    from data_pipeline import extraction
+    from data_pipeline import appending, extraction
     from data_pipeline.progress import bar
     from svc_jax.geometry import FrameGeometry
 
@@ -108,13 +92,13 @@ def prepare(
     extraction.forget_networks()
     extractor, found = extraction.frozen_networks(recipe)
     card = _card(recipe, found, extractor.asr_size)
-    existing = _existing(output, card, recordings, file_format) if append else None
+    existing = appending.read(output, card, recordings, file_format) if append else None
 
     if partial.exists():
         partial.rmtree()
     partial.mkdir(parents=True)
     if existing:
-        _link_files(output, partial)
+        appending.link_files(output, partial)
     lengths = existing.shard_lengths if existing else {}
     work = graph.Work(
         recipe=recipe,
@@ -124,8 +108,8 @@ def prepare(
         file_format=file_format,
         valid=valid,
         strict=strict,
-        known_audio=_known_audio(existing),
-        known_singers=tuple(s.name for s in existing.card.singers) if existing else (),
+        known_audio=existing.known_audio if existing else (),
+        known_singers=existing.known_singers if existing else (),
         num_shards=tuple((split, len(each)) for split, each in lengths.items()),
     )
     with bar(os.fspath(partial / graph.PROGRESS), len(recordings)):
@@ -140,7 +124,7 @@ def prepare(
     ]
 
 
-def _finish(partial, name: str, work, card, found, existing: Existing | None):
+def _finish(partial, name: str, work, card, found, existing):
     """Writes all of a dataset but its records, which are there.
 
     Args:
@@ -149,7 +133,7 @@ def _finish(partial, name: str, work, card, found, existing: Existing | None):
       work: graph.Work that was done.
       card: the description, still without singers.
       found: networks that made the features.
-      existing: the dataset that was added to.
+      existing: appending.Existing that was added to, or None.
 
     Returns:
       Rows of the report, of the recordings that were prepared now.
@@ -251,68 +235,6 @@ def _card(recipe, found, asr_size: int):
         },
         normalize_lufs=recipe.normalize_lufs,
     )
-
-
-def _existing(output, card, recordings, file_format: str) -> Existing:
-    """The dataset in `output`, which must fit what is to be added.
-
-    Raises:
-      UserError: if it was made otherwise, or has a singer of the new ones.
-    """
-    import tensorflow_datasets as tfds
-
-    from data_pipeline import report, schema
-    from svc_jax.errors import UserError
-
-    old = schema.Card.read(output)
-    info = tfds.builder_from_directory(os.fspath(output)).info
-    wanted = {
-        **{
-            field.name: (getattr(old, field.name), getattr(card, field.name))
-            for field in dataclasses.fields(card)
-            if field.name not in ("singers", "version")
-        },
-        "file_format": (info.file_format.value, file_format),
-    }
-    for name, (found, asked) in wanted.items():
-        if found != asked:
-            raise UserError(
-                f"{output}: its {name} is {found}, what would be added has {asked};"
-                " prepare both anew, or with the same options."
-            )
-    shared = {s.name for s in old.singers} & {source.singer for source in recordings}
-    if shared:
-        raise UserError(
-            f"{output}: has the singer {min(shared)!r} already; give the new one"
-            " another name, or prepare all recordings anew."
-        )
-    lengths = {name: list(s.shard_lengths) for name, s in info.splits.items()}
-    return Existing(old, report.read_table(output), lengths)
-
-
-def _known_audio(existing: Existing | None) -> tuple[tuple[str, str], ...]:
-    """(sha256, name) of the audio a dataset has."""
-    if existing is None:
-        return ()
-    return tuple(
-        (row["sha256"], row["recording"])
-        for row in existing.table
-        if row["verdict"] != "refused"
-    )
-
-
-def _link_files(output, partial):
-    """Gives a dataset's files of records and their index to the one in the making."""
-    from data_pipeline import schema
-
-    (partial / schema.INDEX).mkdir()
-    records = output.glob(f"{schema.NAME}-*-[0-9][0-9][0-9][0-9][0-9]")
-    for path in (*records, *(output / schema.INDEX).glob("*.npz")):
-        target = partial / path.relative_to(output)
-        if "://" in os.fspath(path):
-            path.copy(target)
-        else:
-            os.link(path, target)
 
 
 def _shard_lengths(decisions, work, before: dict) -> dict[str, list[int]]:

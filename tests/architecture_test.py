@@ -30,6 +30,7 @@ LEVELS = (
         "data_pipeline.prepare",
         "data_pipeline.graph",
         "data_pipeline.report",
+        "data_pipeline.appending",
         "data_pipeline.progress",
         "data_pipeline.embedded_dataset",
         "launch.*",
