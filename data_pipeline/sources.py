@@ -127,7 +127,7 @@ def from_table(table: str) -> list[Source]:
       UserError: if it cannot be read, or a line lacks something.
     """
     try:
-        text = epath.Path(table).read_text(encoding="utf-8-sig")
+        text = epath.Path(table).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{table}: no such table; check --input.") from error
     except UnicodeDecodeError as error:
