@@ -20,6 +20,7 @@ LEVELS = (
     (
         "svc_jax.train",
         "svc_jax.train_asr",
+        "svc_jax.evaluate_asr",
         "svc_jax.convert",
         "svc_jax.evaluate",
         "svc_jax.export",
@@ -46,11 +47,17 @@ LEVELS = (
         "svc_jax.checkpoints",
         "svc_jax.metrics",
         "svc_jax.measures",
+        "svc_jax.recognition",
         "data_pipeline.decisions",
         "data_pipeline.extraction",
         "data_pipeline.shards",
     ),
-    ("svc_jax.optimizers", "svc_jax.steps"),
+    (
+        "svc_jax.optimizers",
+        "svc_jax.steps",
+        "svc_jax.asr_steps",
+        "svc_jax.probes",
+    ),
     (
         "svc_jax.features",
         "svc_jax.long_recordings",
@@ -69,6 +76,7 @@ LEVELS = (
         "data_pipeline.grain_pipeline",
         "data_pipeline.sampling",
         "data_pipeline.transcripts",
+        "data_pipeline.decoding",
     ),
     ("svc_jax.models", "svc_jax.models.*"),
     (
@@ -77,6 +85,7 @@ LEVELS = (
         "svc_jax.stft",
         "svc_jax.resampling",
         "svc_jax.losses",
+        "svc_jax.perturbation",
         "data_pipeline.schema",
     ),
     (
