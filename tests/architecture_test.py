@@ -25,7 +25,6 @@ LEVELS = (
         "svc_jax.export",
         "svc_jax.adapt",
         "svc_jax.demo",
-        "svc_jax.command_line",
         "svc_jax.describe",
         "data_pipeline.prepare",
         "data_pipeline.graph",
@@ -56,6 +55,7 @@ LEVELS = (
         "svc_jax.long_recordings",
         "svc_jax.pitch",
         "svc_jax.weights",
+        "svc_jax.published",
         "svc_jax.weight_files",
         "svc_jax.audio_files",
         "data_pipeline.demo_corpus",
@@ -84,6 +84,7 @@ LEVELS = (
         "svc_jax.geometry",
         "svc_jax.types",
         "svc_jax.errors",
+        "svc_jax.command_line",
         "data_pipeline",
     ),
 )
