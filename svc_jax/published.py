@@ -4,6 +4,7 @@ Only a file whose hash is known is found or downloaded. What came of a download 
 broke off stays beside its place, in NAME.partial, and the next one goes on from there.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import http
@@ -191,18 +192,32 @@ def _download(file: PublishedFile) -> tuple[pathlib.Path, bytes]:
     path = cache_dir() / file.name
     partial = path.with_name(f"{path.name}.partial")
     data = bytearray(weight_files.read_bytes(partial) if partial.is_file() else b"")
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        _receive_rest(file, partial, data)
-    found = hashlib.sha256(data).hexdigest()
-    if found != file.sha256:
+    with _writing(partial):
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            _receive_rest(file, partial, data)
+        found = hashlib.sha256(data).hexdigest()
+        if found != file.sha256:
+            partial.unlink(missing_ok=True)
+            raise _DownloadError(
+                f"{partial} came to sha256 {found} instead of {file.sha256} and was "
+                "deleted"
+            )
+        # What was received, not the partial file, which another process may write to.
+        weight_files.write_bytes(path, bytes(data))
         partial.unlink(missing_ok=True)
-        raise _DownloadError(
-            f"{partial} came to sha256 {found} instead of {file.sha256} and was deleted"
-        )
-    # What was received, not the partial file: another process may be writing there.
-    weight_files.write_bytes(path, data)
-    partial.unlink(missing_ok=True)
     return path, bytes(data)
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Says of a file that cannot be written that it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; make room, or let "
+            "SVC_JAX_CACHE name another folder."
+        ) from error
 
 
 def _receive_rest(file: PublishedFile, partial: pathlib.Path, data: bytearray) -> None:
@@ -212,32 +227,23 @@ def _receive_rest(file: PublishedFile, partial: pathlib.Path, data: bytearray) -
     with _response(file.url, len(data)) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             data.clear()  # the server has begun at the beginning
-        total = None if response.length is None else len(data) + response.length
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                open(partial, "r+b" if data else "wb") as output,
-                tqdm(
-                    desc=file.name,
-                    initial=len(data),
-                    total=total,
-                    unit="B",
-                    unit_scale=True,
-                    disable=None,
-                ) as bar,
-            ):
-                output.seek(len(data))
-                for chunk in _chunks(response):
-                    output.write(chunk)
-                    data += chunk
-                    bar.update(len(chunk))
-                    if len(data) > weight_files.MAX_BYTES:
-                        break
-        except OSError as error:
-            raise UserError(
-                f"{partial} cannot be written: {error.strerror}; make room, or let "
-                "SVC_JAX_CACHE name another folder."
-            ) from error
+        bar = tqdm(
+            desc=file.name,
+            initial=len(data),
+            total=None if response.length is None else len(data) + response.length,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        )
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with bar, open(partial, "wb") as output:
+            output.write(data)
+            for chunk in _chunks(response):
+                output.write(chunk)
+                data += chunk
+                bar.update(len(chunk))
+                if len(data) > weight_files.MAX_BYTES:
+                    break
 
 
 def _response(url: str, start: int):

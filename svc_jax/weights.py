@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ class Weights:
     sha256: str  # of the file as found
     source: str  # a path, package or address, for people
     config: dict[str, Any]  # what it takes to build the network
+
+
+Reader = Callable[[weight_files.WeightFile, str], Weights]
 
 
 def crepe(
@@ -98,11 +102,14 @@ def _load(network, path, allow_download) -> Weights:
     return read(weight_files.parse(path, data), source)
 
 
-def _reader(network: str):
+def _reader(network: str) -> Reader:
     """What makes Weights of a WeightFile and its source, if they fit the network."""
     from svc_jax.models.crepe import CAPACITIES
 
-    readers = {f"crepe-{name}": functools.partial(_crepe, name) for name in CAPACITIES}
+    readers: dict[str, Reader] = {
+        f"crepe-{capacity}": functools.partial(_crepe, capacity)
+        for capacity in CAPACITIES
+    }
     readers["wav2letter"] = _wav2letter
     if network not in readers:
         raise UserError(f"No network is called {network!r}, but {', '.join(readers)}.")
