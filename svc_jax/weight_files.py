@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import pickletools
+import uuid
 import zipfile
 from typing import Any
 
@@ -66,7 +67,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes a file under a temporary name, then gives it its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
