@@ -14,11 +14,11 @@ import math
 import os
 import pathlib
 import pickletools
+import uuid
 import zipfile
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
@@ -67,7 +67,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes a file under a temporary name, then gives it its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -103,6 +103,8 @@ def save_safetensors(
     path: str | os.PathLike, params: dict, config: dict[str, Any], kind: str
 ) -> None:
     """Writes nested parameters and what it takes to rebuild the network."""
+    from flax import traverse_util  # which imports jax
+
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {
         name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()
@@ -116,6 +118,8 @@ def save_safetensors(
 
 def read_safetensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Any]]:
     """The nested parameters and the config that `save_safetensors` wrote."""
+    from flax import traverse_util  # which imports jax
+
     path = pathlib.Path(path)
     file = parse(path, read_bytes(path))
     if file.metadata["kind"] != kind:

@@ -26,7 +26,6 @@ LEVELS = (
         "svc_jax.export",
         "svc_jax.adapt",
         "svc_jax.demo",
-        "svc_jax.command_line",
         "svc_jax.describe",
         "data_pipeline.prepare",
         "data_pipeline.graph",
@@ -63,6 +62,7 @@ LEVELS = (
         "svc_jax.long_recordings",
         "svc_jax.pitch",
         "svc_jax.weights",
+        "svc_jax.published",
         "svc_jax.weight_files",
         "svc_jax.audio_files",
         "data_pipeline.demo_corpus",
@@ -93,6 +93,7 @@ LEVELS = (
         "svc_jax.geometry",
         "svc_jax.types",
         "svc_jax.errors",
+        "svc_jax.command_line",
         "data_pipeline",
     ),
 )

@@ -18,11 +18,21 @@ from svc_jax import (
     export,
     train,
     train_asr,
+    weights,
 )
 from svc_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ENTRY_POINTS = (prepare, convert, evaluate, evaluate_asr, export, train, train_asr)
+ENTRY_POINTS = (
+    prepare,
+    convert,
+    evaluate,
+    evaluate_asr,
+    export,
+    train,
+    train_asr,
+    weights,
+)
 
 
 def entry_point(main, define_flags=lambda: None, **options):
