@@ -64,8 +64,8 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
 
     Args:
       wav2letter, optimizer, schedule: fixed for a compiled step.
-      augmentation: num_masks, longest_mask and noise, the deviation of what is added
-        to the normalised MFCCs.
+      augmentation: num_masks, longest_mask and noise, what is added to the MFCCs in
+        units of each one's deviation.
       state: AsrState, donated.
       batch: from transcripts.train_batches.
       rng: the run's key; it is folded with the step.
@@ -76,7 +76,8 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
     rng = jax.random.fold_in(rng, state.step)
     rng_mask, rng_noise, rng_dropout = jax.random.split(rng, 3)
     mfcc, num_frames = batch_mfcc(batch)
-    mfcc += augmentation["noise"] * jax.random.normal(rng_noise, mfcc.shape)
+    deviation = augmentation["noise"] * jnp.std(mfcc, axis=(0, 1), keepdims=True)
+    mfcc += deviation * jax.random.normal(rng_noise, mfcc.shape)
     mfcc = perturbation.mask_time(
         rng_mask, mfcc, augmentation["num_masks"], augmentation["longest_mask"]
     )

@@ -56,7 +56,7 @@ class Errors:
     def add(self, found, wanted):
         """Counts the labels that were found against those that were said."""
         letter = self._kinds[0]
-        self._rates[letter].add(list(found), list(wanted))
+        self._rates[letter].add(found, wanted)
         if "word" in self._kinds:
             spelled = (
                 [self._labels[n] for n in numbers] for numbers in (found, wanted)
@@ -74,7 +74,7 @@ def error_rates(wav2letter, params, utterances, labels, unit, limits):
     for utterance, layers in outputs(wav2letter, params, utterances, limits):
         logits = layers["logits"]
         (found,) = decoding.greedy(logits[None], [len(logits)])
-        errors.add(found, utterance.labels)
+        errors.add(found, utterance.labels.tolist())
     return errors.rates()
 
 
@@ -105,9 +105,9 @@ def report(wav2letter, params, utterances, labels, unit, limits, beam_width=20):
     for utterance, layers in outputs(wav2letter, params, utterances, limits):
         logits = layers["logits"]
         (found,) = decoding.greedy(logits[None], [len(logits)])
-        by_greedy.add(found, utterance.labels)
+        by_greedy.add(found, utterance.labels.tolist())
         (found,) = decoding.beam(logits[None], [len(logits)], beam_width)
-        by_beam.add(found, utterance.labels)
+        by_beam.add(found, utterance.labels.tolist())
         if 1 < len(texts) <= MAX_CHOICES:
             best = texts[int(np.argmin(ctc_losses(logits, texts)))]
             chosen.append(best == tuple(utterance.labels.tolist()))

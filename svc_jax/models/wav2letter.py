@@ -10,6 +10,7 @@ from svc_jax.models.layers import convolve
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz' @")  # the published labels; blank last
 _EPSILON = 1e-5  # of the norms' variance
+_MOMENTUM = 0.99  # of what is remembered of batches
 
 
 class Wav2Letter(nn.Module):
@@ -24,8 +25,8 @@ class Wav2Letter(nn.Module):
       kernels: of the layers before the wide ones; the first has stride 2.
       wide_kernel: of the first wide layer.
       dropout: share of activations dropped, where a `dropout` key is given.
-      normed: whether each layer but the last is batch-normalised (arXiv 1502.03167),
-        as suits training; `fold_norms` makes the plain network of it.
+      normed: whether the input is scaled, and each layer but the last batch-normalised
+        (arXiv 1502.03167), as suits training; `fold_norms` makes it a plain network.
     """
 
     channels: int = 250
@@ -56,14 +57,20 @@ class Wav2Letter(nn.Module):
         )
         real = dsp.mask(num_frames, total)[..., None]
         mfcc = jnp.where(real, mfcc, 0.0)
+        if self.normed:
+            mfcc = mfcc / self._deviation(mfcc, real, train)[None, None]
         real = real[:, ::2]
 
         def layer(x, name, channels, kernel_size, stride=1):
             # What lies beyond the end is zero for each layer, as in the padding.
             x = SameConvolution(channels, kernel_size, stride, name=name)(x)
             if self.normed:
-                norm = nn.BatchNorm(not train, epsilon=_EPSILON, name=f"{name}_norm")
-                x = norm(x, mask=real)
+                x = nn.BatchNorm(
+                    not train,
+                    momentum=_MOMENTUM,
+                    epsilon=_EPSILON,
+                    name=f"{name}_norm",
+                )(x, mask=real)
             x = nn.leaky_relu(x, 0.2)
             x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
             return jnp.where(real, x, 0.0)
@@ -78,6 +85,15 @@ class Wav2Letter(nn.Module):
         small = nn.initializers.normal(0.01)
         logits = SameConvolution(self.num_labels, 1, 1, small, name="output")(wide)
         return {"hidden": hidden, "wide": wide, "logits": logits}
+
+    def _deviation(self, mfcc, real, train: bool):
+        """Of each coefficient; the first is many times as large as the others."""
+        seen = self.variable("batch_stats", "deviation", jnp.ones, mfcc.shape[-1])
+        if not train:
+            return seen.value
+        deviation = jnp.std(mfcc, axis=(0, 1), where=real)
+        seen.value = _MOMENTUM * seen.value + (1 - _MOMENTUM) * deviation
+        return deviation
 
     def context_frames(self) -> int:
         """How many of its own frames to each side an output depends on."""
@@ -100,6 +116,8 @@ def fold_norms(params, batch_stats):
         if name.endswith("_norm"):
             continue
         kernel, bias = layer["kernel"], layer["bias"]
+        if name == "conv1":
+            kernel = kernel / batch_stats["deviation"][None, :, None]
         if norm := params.get(f"{name}_norm"):
             seen = batch_stats[f"{name}_norm"]
             gain = norm["scale"] / jnp.sqrt(seen["var"] + _EPSILON)

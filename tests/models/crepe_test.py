@@ -6,7 +6,7 @@ import pytest
 
 from svc_jax import weights
 from svc_jax.errors import UserError
-from svc_jax.models.crepe import Crepe, toeplitz
+from svc_jax.models.crepe import Crepe, fourier, toeplitz
 
 FRAMES = jax.ShapeDtypeStruct((3, 1024), np.float32)
 UNITS = {"tiny": 4, "small": 8, "medium": 16, "large": 24, "full": 32}
@@ -118,6 +118,20 @@ def test_a_band_matrix_is_a_convolution(
     arguments = np.float32(x), np.float32(kernel)
     product = jax.jit(toeplitz, static_argnums=(2, 3, 4))
     result = product(*arguments, stride, padding, block)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "padding"),
+    [(128, (31, 32)), (8, (31, 32)), (9, (2, 2)), (7, (0, 5)), (16, (4, 0))],
+)
+def test_a_product_of_spectra_is_a_convolution(num_samples, padding):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, num_samples, 3))
+    kernel = rng.standard_normal((sum(padding) + 1, 3, 5))
+    expected = [float64_convolution(row, kernel, 1, *padding) for row in x]
+    product = jax.jit(fourier, static_argnums=2)
+    result = product(np.float32(x), np.float32(kernel), padding)
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
