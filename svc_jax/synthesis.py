@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import excitation
+from svc_jax import excitation, pitch
 from svc_jax.errors import UserError
 from svc_jax.geometry import NOISE_BLOCK
 from svc_jax.models.frames import STREAM
@@ -316,6 +316,7 @@ def convert(
         [extracted] = model.extractor.extract_recordings(model.frozen, [audio])
         heard = extracted.features
     voice, mean_hz = voice_of(model, mix)
-    factor = transposition(transpose, heard.f0_hz, mean_hz)
-    features = heard.replace(f0_hz=heard.f0_hz * np.float32(factor))
+    f0_hz, _ = pitch.repair_octaves(heard.f0_hz, model.extractor.geometry.frame_rate)
+    factor = transposition(transpose, f0_hz, mean_hz)
+    features = heard.replace(f0_hz=f0_hz * np.float32(factor))
     return synthesize(model, features, voice, seed=seed)[: audio.size], features
