@@ -146,21 +146,28 @@ def convert_one(model, source: Source, path: pathlib.Path, wish) -> list[str]:
     Returns:
       What was done to the audio, in words.
     """
-    from svc_jax import conversion
+    from svc_jax import audio_files, conversion
+    from svc_jax.errors import UserError
 
-    with tempfile.TemporaryDirectory() as folder:
-        given, made = source.path, path
-        if source.path == STREAM:
-            given = pathlib.Path(folder, "stdin")
-            with given.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        if path == pathlib.Path(STREAM):
-            made = pathlib.Path(folder, "stdout.wav")
-        changes = conversion.convert(model, given, made, wish)
-        if made != path:
-            with made.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = source.path, path
+            if source.path == STREAM:
+                given = pathlib.Path(folder, "stdin")
+                with given.open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+            if path == pathlib.Path(STREAM):
+                made = pathlib.Path(folder, "stdout.wav")
+            changes = conversion.convert(model, given, made, wish)
+            if made != path:
+                with made.open("rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+    except OSError as error:
+        raise UserError(
+            f"{source.path}: cannot pass by way of {tempfile.gettempdir()}"
+            f" ({audio_files.reason(error)}); make room there, or name files."
+        ) from error
     return changes
 
 

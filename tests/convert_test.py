@@ -429,6 +429,25 @@ def test_a_recording_may_come_and_go_by_pipes(sing, song, tmp_path, monkeypatch)
     assert stdout.getvalue() == expected
 
 
+def test_a_pipe_that_breaks_ends_with_one_line(sing, song, monkeypatch):
+    class Broken:
+        buffer = property(lambda self: self)
+
+        def write(self, _):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        code, _, err = sing(song, output="-")
+    assert code == 2
+    assert err.startswith(f"error: {song}: cannot pass by way of ")
+    assert err.endswith(" (Broken pipe); make room there, or name files.\n")
+    assert err.count("\n") == 1
+
+
 def paths_of(inputs, output) -> list[pathlib.Path]:
     return convert.output_paths(convert.find_sources(inputs), output)
 
