@@ -1,7 +1,7 @@
 """A small Wav2Letter, trained by CTC on transcripts.
 
 Run:   python -m svc_jax.train_asr --config=configs/asr.py --workdir=runs/asr \
-           --config.data.tsv=corpus/transcripts.tsv
+           --config.data.transcripts=corpus/transcripts.tsv
 """
 
 import ml_collections
@@ -12,8 +12,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = ml_collections.ConfigDict()
-    config.data.tsv = ""
+    config.data.transcripts = ""  # a table, or a folder in LibriSpeech's layout
     config.data.unit = "phones"  # or "letters"
+    config.data.alphabet = ""  # what the split train uses, if empty
     config.network = ml_collections.ConfigDict()
     config.network.channels = 160
     config.network.wide_channels = 384
@@ -22,12 +23,17 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.network.kernels = (12, 5, 5, 5, 5, 5)
     config.network.wide_kernel = 7
     config.dropout = 0.2
+    config.perturbation = ml_collections.ConfigDict()
+    config.perturbation.pitch = 1.25
+    config.perturbation.formants = 1.15
+    config.perturbation.speed = 1.15
     config.augmentation = ml_collections.ConfigDict()
     config.augmentation.noise = 0.2
     config.augmentation.num_masks = 4
     config.augmentation.longest_mask = 15
-    config.learning_rate = 1e-3
-    config.epsilon = 1e-8
+    config.learning_rate = 2e-3
+    config.b2 = 0.98
+    config.weight_decay = 0.01
     config.max_grad_norm = 1.0
     config.batch_seconds = 64.0
     config.max_buckets = 6  # shapes of batches, each compiled once
@@ -41,6 +47,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         config.network.kernels = (12, 5, 5)
         config.network.wide_kernel = 5
         config.dropout = 0.0
+        config.perturbation.pitch = 1.0
+        config.perturbation.formants = 1.0
+        config.perturbation.speed = 1.0
         config.augmentation.noise = 0.1
         config.augmentation.num_masks = 0
         config.learning_rate = 2e-3

@@ -96,7 +96,7 @@ def make(folder, geometry) -> pathlib.Path:
     corpus = demo_corpus.write_corpus(folder / "corpus")
     print("training a small Wav2Letter on its syllables")
     config = importlib.import_module("configs.asr").get_config("demo")
-    config.data.tsv = str(write_phrases(folder / "phrases"))
+    config.data.transcripts = str(write_phrases(folder / "phrases"))
     wav2letter = train_asr.train(config, folder / "asr")
     print("extracting features")
     prepare.prepare(

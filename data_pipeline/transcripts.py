@@ -1,8 +1,8 @@
 """Recordings with transcripts, as batches for the recogniser; imports no JAX."""
 
-import collections
 import dataclasses
 import itertools
+import os
 import pathlib
 
 import numpy as np
@@ -31,18 +31,38 @@ class Utterance:
     labels: np.ndarray
 
 
-def read_table(path) -> list[dict[str, str]]:
+def read(path) -> tuple[pathlib.Path, list[dict[str, str]]]:
+    """The transcripts of a table, or of a folder in LibriSpeech's layout.
+
+    Args:
+      path: of a table, see `read_table`; or of a folder, see `read_librispeech`.
+
+    Returns:
+      (folder that recordings are named relative to, rows).
+
+    Raises:
+      UserError: if there are none.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return path, read_librispeech(path)
+    return path.parent, read_table(path)
+
+
+def read_table(path: pathlib.Path) -> list[dict[str, str]]:
     """Rows of a tab-separated table with the columns path, split, speaker, text[, phones].
 
     Raises:
       UserError: if it is missing, lacks a column, or a line lacks a cell.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such table of transcripts; check --config.data.tsv."
-        )
-    lines = path.read_text(encoding="utf-8").splitlines()
+            f"{path}: no such table of transcripts; check --config.data.transcripts."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8.") from error
     header = lines[0].split("\t") if lines else []
     missing = {"path", "split", "speaker", "text"} - set(header)
     if missing:
@@ -62,6 +82,34 @@ def read_table(path) -> list[dict[str, str]]:
     return rows
 
 
+def read_librispeech(folder: pathlib.Path) -> list[dict[str, str]]:
+    """Rows of a folder with <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt.
+
+    LibriSpeech's layout (www.openslr.org/12, its README): each line of such a file is a
+    recording's name, without .flac, and its text. The subsets whose names begin with
+    train are the split train, every other is a split of its name.
+
+    Raises:
+      UserError: if there is none.
+    """
+    rows = []
+    for path in sorted(folder.glob("*/*/*/*.trans.txt")):
+        subset, speaker = path.relative_to(folder).parts[:2]
+        split = "train" if subset.startswith("train") else subset
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.strip().partition(" ")
+            recording = path.with_name(f"{name}.flac").relative_to(folder).as_posix()
+            rows.append(
+                {"path": recording, "split": split, "speaker": speaker, "text": text}
+            )
+    if not rows:
+        raise UserError(
+            f"{folder}: holds no <subset>/<speaker>/<chapter>/*.trans.txt, as"
+            " LibriSpeech does; give such a folder, or a table of transcripts."
+        )
+    return rows
+
+
 def tokens(row: dict[str, str], unit: str) -> list[str]:
     """The labels of a row: its `phones`, or the `letters` of its text.
 
@@ -78,48 +126,81 @@ def tokens(row: dict[str, str], unit: str) -> list[str]:
     return row["phones"].split() if unit == "phones" else list(row["text"].lower())
 
 
-def alphabet(rows, unit: str) -> tuple[str, ...]:
-    """All labels in use, sorted; the blank is not among them."""
-    return tuple(sorted({token for row in rows for token in tokens(row, unit)}))
-
-
-def load(path, rows, unit: str, labels: tuple[str, ...]):
-    """Decodes the recordings of a table.
+def alphabet(rows, unit: str, chosen: str = "") -> tuple[str, ...]:
+    """All labels of the split train, sorted; the blank is not among them.
 
     Args:
-      path: of the table; recordings are named relative to its folder.
-      rows: from `read_table`.
+      rows: from `read`.
+      unit: phones or letters.
+      chosen: the labels themselves, if not those in use: letters as one word, phones
+        with spaces between.
+    """
+    if chosen:
+        return tuple(chosen.split() if unit == "phones" else chosen)
+    used = (tokens(row, unit) for row in rows if row["split"] == "train")
+    return tuple(sorted(set(itertools.chain.from_iterable(used))))
+
+
+def write_left_out(path: pathlib.Path, left_out):
+    """Writes a table of (path, why it was left out) under a temporary name first."""
+    lines = ["path\treason", *("\t".join(entry) for entry in left_out)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load(folder, rows, unit: str, labels: tuple[str, ...]):
+    """Decodes recordings.
+
+    Args:
+      folder: that the rows' paths are relative to.
+      rows: from `read`.
       unit: phones or letters.
       labels: the alphabet.
 
     Returns:
-      (dict of split -> list of Utterance, Counter of reasons why a row was left out).
+      (dict of split -> list of Utterance; list of (path, why it was left out)).
     """
     index = {label: number for number, label in enumerate(labels)}
-    folder = pathlib.Path(path).parent
-    splits, dropped = {}, collections.Counter()
+    folder = pathlib.Path(folder)
+    splits, left_out = {}, []
     for row in rows:
-        wanted = tokens(row, unit)
-        if not wanted:
-            dropped["empty transcript"] += 1
-            continue
-        if not index.keys() >= set(wanted):
-            dropped["label outside the alphabet"] += 1
-            continue
         try:
-            audio = audio_files.read(folder / row["path"], SAMPLE_RATE).audio
+            utterance = _utterance(folder, row, tokens(row, unit), index)
         except UserError as error:
-            dropped[str(error)] += 1
+            left_out.append((row["path"], str(error)))
             continue
-        repeats = sum(a == b for a, b in itertools.pairwise(wanted))
-        if len(wanted) + repeats > audio.size // _SAMPLES_PER_LABEL_FRAME:
-            dropped["more labels than frames"] += 1
-            continue
-        pcm = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-        numbers = np.asarray([index[token] for token in wanted], np.int32)
-        utterance = Utterance(row["path"], row["speaker"], pcm, numbers)
         splits.setdefault(row["split"], []).append(utterance)
-    return splits, dropped
+    told = {os.path.normpath(folder / row["path"]) for row in rows}
+    for path in audio_files.find(folder):
+        if os.path.normpath(path) not in told:
+            left_out.append((os.path.relpath(path, folder), "no transcript"))
+    return splits, left_out
+
+
+def _utterance(folder, row, wanted, index) -> Utterance:
+    """A row's; UserError says why there is none."""
+    if not wanted:
+        raise UserError("empty transcript")
+    if strange := sorted(set(wanted) - index.keys()):
+        raise UserError(f"labels outside the alphabet: {' '.join(strange)}")
+    if not (folder / row["path"]).is_file():
+        raise UserError("no such recording")
+    try:
+        audio = audio_files.read(folder / row["path"], SAMPLE_RATE).audio
+    except UserError as error:
+        raise UserError(f"unusable recording: {error}") from error
+    if _frames_needed(wanted) > audio.size // _SAMPLES_PER_LABEL_FRAME:
+        raise UserError("more labels than frames")
+    pcm = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+    numbers = np.asarray([index[token] for token in wanted], np.int32)
+    return Utterance(row["path"], row["speaker"], pcm, numbers)
+
+
+def _frames_needed(labels) -> int:
+    """CTC's: one for every label, and one between two that are equal."""
+    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
 
 
 def pad_batch(utterances, num_samples: int, num_labels: int) -> dict[str, np.ndarray]:
@@ -137,13 +218,14 @@ def pad_batch(utterances, num_samples: int, num_labels: int) -> dict[str, np.nda
     }
 
 
-def buckets(utterances, batch_seconds: float, max_buckets: int):
+def buckets(utterances, batch_seconds: float, max_buckets: int, multiple: int = 1):
     """Groups utterances of like length, each with one shape of batch.
 
     Args:
       utterances: list of Utterance.
       batch_seconds: audio in a batch, padding included.
       max_buckets: how many shapes there may be.
+      multiple: that the batch size is to be of.
 
     Returns:
       list of (utterances, batch size, samples, labels).
@@ -157,18 +239,89 @@ def buckets(utterances, batch_seconds: float, max_buckets: int):
         second = SAMPLE_RATE
         samples = -(-members[-1].audio.size // second) * second
         size = min(len(members), max(1, int(batch_seconds * second // samples)))
+        size = max(1, size // multiple) * multiple
         result.append((members, size, samples, max(u.labels.size for u in members)))
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """How far a recording may be from how it was said, each as a factor of at least 1.
+
+    Attributes:
+      pitch: of f0.
+      formants: of the resonances of the vocal tract.
+      speed: of speech.
+    """
+
+    pitch: float = 1.0
+    formants: float = 1.0
+    speed: float = 1.0
+
+
+def perturb(utterance: Utterance, perturbation: Perturbation, most_samples: int, rng):
+    """Another pitch, other formants and another speed, log-uniform in their limits.
+
+    Resampling moves all three by the pitch's factor; the recogniser's front end warps
+    the formants and stretches time by what is left (svc_jax.perturbation).
+
+    Args:
+      utterance: what was said.
+      perturbation: limits of the factors.
+      most_samples: what may be filled; a longer result is made as much faster.
+      rng: a numpy generator.
+
+    Returns:
+      (Utterance of the resampled audio, warp, speed: what the front end is to do).
+    """
+    import soxr
+
+    factors = dataclasses.astuple(perturbation)
+    pitch, formants, speed = np.exp(rng.uniform(-1, 1, 3) * np.log(factors))
+    # CTC needs a frame for every label, and a blank between two that are equal.
+    slowest = utterance.audio.size / most_samples
+    fastest = utterance.audio.size / (
+        _SAMPLES_PER_LABEL_FRAME * (_frames_needed(utterance.labels) + 1)
+    )
+    speed = np.clip(speed, slowest, max(slowest, fastest))
+    pitch = max(pitch, slowest)
+    if pitch == 1.0:
+        return utterance, formants, speed
+    audio = soxr.resample(
+        utterance.audio, pitch * SAMPLE_RATE, SAMPLE_RATE, quality="LQ"
+    )[:most_samples]
+    return dataclasses.replace(utterance, audio=audio), formants / pitch, speed / pitch
+
+
 def train_batches(
-    utterances, *, batch_seconds: float, max_buckets: int, seed: int, first_step: int
+    utterances,
+    *,
+    batch_seconds: float,
+    max_buckets: int,
+    perturbation: Perturbation,
+    seed: int,
+    first_step: int,
+    num_devices: int = 1,
+    shard_index: int = 0,
+    shard_count: int = 1,
 ):
-    """Endless batches, a function of (seed, step).
+    """Endless batches, a function of (seed, step); of each, this host's part.
 
     Every step draws a bucket by its share of batches and its members at random.
+
+    Args:
+      utterances: list of Utterance, the same on all hosts.
+      batch_seconds, max_buckets: see `buckets`.
+      perturbation: how far recordings are perturbed.
+      seed: of all that is drawn.
+      first_step: that the first batch is for.
+      num_devices: that a batch is divided over, of all hosts.
+      shard_index, shard_count: which host this is, of how many.
+
+    Yields:
+      dict as `pad_batch` gives it, with `warp` and `speed`, see `perturb`.
     """
-    groups = buckets(utterances, batch_seconds, max_buckets)
+    groups = buckets(utterances, batch_seconds, max_buckets, num_devices)
     share = np.asarray([len(members) / size for members, size, _, _ in groups])
     step = first_step
     while True:
@@ -176,17 +329,28 @@ def train_batches(
         members, size, samples, labels = groups[
             rng.choice(len(groups), p=share / share.sum())
         ]
-        chosen = rng.choice(len(members), size, replace=False)
-        yield pad_batch([members[i] for i in chosen], samples, labels)
+        chosen = rng.choice(len(members), size, replace=size > len(members))
+        own = slice(
+            size * shard_index // shard_count, size * (shard_index + 1) // shard_count
+        )
+        # Every host draws the same numbers, whatever its part of them.
+        rngs = rng.spawn(size)[own]
+        perturbed = [
+            perturb(members[i], perturbation, samples, one)
+            for i, one in zip(chosen[own], rngs, strict=True)
+        ]
+        batch = pad_batch([utterance for utterance, _, _ in perturbed], samples, labels)
+        warp, speed = np.asarray([factors for _, *factors in perturbed], np.float32).T
+        yield {**batch, "warp": warp, "speed": speed}
         step += 1
 
 
 def eval_batches(utterances, *, batch_seconds: float, max_buckets: int):
-    """Every utterance once: (batch, how many of its rows are real)."""
+    """Every utterance once: (batch, the utterances in its first rows)."""
     for members, size, samples, labels in buckets(
         utterances, batch_seconds, max_buckets
     ):
         for start in range(0, len(members), size):
             chunk = members[start : start + size]
             filled = chunk + chunk[:1] * (size - len(chunk))
-            yield pad_batch(filled, samples, labels), len(chunk)
+            yield pad_batch(filled, samples, labels), chunk

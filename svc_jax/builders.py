@@ -75,10 +75,10 @@ def discriminator(config):
     )
 
 
-def wav2letter(config: dict, dropout: float = 0.0) -> Wav2Letter:
+def wav2letter(config: dict) -> Wav2Letter:
     """The content network that weights are for; their `labels` are not its business."""
     fields = {key: value for key, value in config.items() if key != "labels"}
-    return Wav2Letter(**_arguments(fields), dropout=dropout)
+    return Wav2Letter(**_arguments(fields))
 
 
 def extractor(

@@ -162,7 +162,7 @@ def frozen_networks(card) -> dict[str, tuple[str, str]]:
     """The frozen networks of a dataset's or model's card.
 
     Returns:
-      dict of their kind, as their files are named, -> (name in weights.PUBLISHED,
+      dict of their kind, as their files are named, -> (name in published.PUBLISHED,
       sha256 of the file they are from).
     """
     networks = {"wav2letter": ("wav2letter", card.asr["sha256"])}
@@ -173,9 +173,9 @@ def frozen_networks(card) -> dict[str, tuple[str, str]]:
 
 def is_published(network: str, sha256: str) -> bool:
     """Whether a frozen network can be had from where `weights` looks."""
-    from svc_jax import weights
+    from svc_jax import published
 
-    return sha256 in {file.sha256 for file in weights.PUBLISHED.get(network, ())}
+    return sha256 in {file.sha256 for file in published.PUBLISHED.get(network, ())}
 
 
 def _frozen(folder: pathlib.Path, card):

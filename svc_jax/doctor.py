@@ -76,27 +76,21 @@ def devices() -> dict[str, str]:
 
 
 def frozen_weights() -> dict[str, str]:
-    """Each frozen network: where its weights are, or why there are none."""
-    from svc_jax import weights
-    from svc_jax.errors import UserError
+    """Each frozen network: where its weights are, or how to get them."""
+    from svc_jax import published
 
     found = {}
-    for network in weights.PUBLISHED:
-        kind, _, capacity = network.partition("-")
-        arguments = {"crepe": (capacity,), "wav2letter": ()}[kind]
-        try:
-            held = getattr(weights, kind)(*arguments, allow_download=False)
-            found[network] = f"{held.source}, sha256 {held.sha256[:8]}..."
-        except UserError as error:
-            found[network] = str(error)
+    for network in published.PUBLISHED:
+        held = published.find(network)
+        found[network] = held[2] if held else f"missing; {published.remedies(network)}"
     return found
 
 
 def places() -> dict[str, str]:
     """The cache, and room on the disks of the cache and of this folder."""
-    from svc_jax import weights
+    from svc_jax import published
 
-    cache = weights.cache_dir()
+    cache = published.cache_dir()
     size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
     names = ("SVC_JAX_CACHE", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
     return {

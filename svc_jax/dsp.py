@@ -221,6 +221,11 @@ def mel_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> np.ndarray:
     return (triangles * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
 
 
+def mel_filters() -> np.ndarray:
+    """The filters of Wav2Letter's front end, [257, 128]."""
+    return mel_filterbank(16_000, MFCC_FFT, 128)
+
+
 def _dct(num_out: int, num_in: int) -> np.ndarray:
     """Orthonormal DCT-II, float32 [num_in, num_out]."""
     k, n = np.arange(num_out), np.arange(num_in)[:, None]
@@ -229,18 +234,19 @@ def _dct(num_out: int, num_in: int) -> np.ndarray:
     return basis.astype(np.float32)
 
 
-def log_mel(audio, length=None):
+def log_mel(audio, length=None, filters=None):
     """Mel spectrum in dB at 16 kHz, as librosa's defaults give it before its floor.
 
     Args:
       audio: [B, N] at 16 kHz.
       length: [B] real samples of the N, or None for all.
+      filters: [B, 257, 128] each example's own, or None for librosa's.
 
     Returns:
       [B, 1 + N // 160, 128].
     """
     power = power_spectrum(audio, MFCC_FFT, MFCC_HOP, length)
-    mel = power @ mel_filterbank(16_000, MFCC_FFT, 128)
+    mel = power @ (mel_filters() if filters is None else filters)
     return 10.0 * jnp.log10(jnp.maximum(mel, 1e-10))
 
 

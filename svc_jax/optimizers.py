@@ -31,6 +31,20 @@ def clipped_radam(max_grad_norm: float, epsilon: float) -> optax.GradientTransfo
     )
 
 
+def clipped_adamw(
+    max_grad_norm: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Clips the global norm, then AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    The updates are for a learning rate of 1; `apply` scales them.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.scale_by_adam(b2=b2),
+        optax.add_decayed_weights(weight_decay),
+    )
+
+
 def apply(optimizer: optax.GradientTransformation, network, grads, learning_rate):
     """One update of a NetworkState.
 

@@ -10,7 +10,7 @@ MESH_AXES = ("data", "model")
 # The first pattern found in a leaf's path says how it is split; the networks are
 # small, so every chip holds all of them and only the batch is split.
 RULES = (
-    (r"(generator|discriminator|network|ema_params)\b", PartitionSpec()),
+    (r"(generator|discriminator|network|batch_stats|ema_params)\b", PartitionSpec()),
     (r"step$", PartitionSpec()),
 )
 

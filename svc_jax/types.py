@@ -98,7 +98,9 @@ class AsrState:
     Attributes:
       step: int32, updates done.
       network: parameters and optimiser.
+      batch_stats: means and variances of its norms.
     """
 
     step: jax.Array
     network: NetworkState
+    batch_stats: Any

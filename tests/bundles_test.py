@@ -16,10 +16,10 @@ from svc_jax import (
     audio_files,
     bundles,
     checkpoints,
+    published,
     steps,
     synthesis,
     weight_files,
-    weights,
 )
 from svc_jax.errors import UserError
 from svc_jax.models.crepe import Crepe
@@ -248,8 +248,8 @@ def test_frozen_networks_may_stay_apart(
     assert str(folder / own) in refusal(bundles.load, folder)
     # A published file of that hash, found where weights are looked for.
     sha256 = hashlib.sha256(wav2letter_file.read_bytes()).hexdigest()
-    published = weights.PublishedFile("published.safetensors", sha256)
-    monkeypatch.setitem(weights.PUBLISHED, "wav2letter", (published,))
+    file = published.PublishedFile("published.safetensors", sha256)
+    monkeypatch.setitem(published.PUBLISHED, "wav2letter", (file,))
     monkeypatch.setenv("SVC_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     shutil.copy(wav2letter_file, tmp_path / "cache" / "published.safetensors")

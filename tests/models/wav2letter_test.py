@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svc_jax.models.wav2letter import LETTERS, Wav2Letter
+from svc_jax.models.wav2letter import LETTERS, Wav2Letter, fold_norms
 
 SMALL = Wav2Letter(channels=4, wide_channels=6, num_labels=5)
 small = jax.jit(SMALL.apply)
@@ -137,3 +137,43 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     expected = np.where(dropped_hidden != 0, hidden / 0.75, 0)
     np.testing.assert_allclose(dropped_hidden, expected, rtol=1e-5)
     assert np.any(hidden_and_wide(2)[0] != dropped_hidden)
+
+
+def test_a_normed_network_folds_into_a_plain_one():
+    plain = Wav2Letter(4, 6, 5, kernels=(8, 3), wide_kernel=2)
+    normed = plain.clone(normed=True)
+    x = 3.0 + mfcc(2, 60)
+    variables = jax.jit(normed.init)(jax.random.key(0), x)
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    variables = jax.tree.map(  # norms and biases that do something
+        lambda leaf: leaf + 0.3 * jax.random.uniform(next(keys), leaf.shape), variables
+    )
+    folded = fold_norms(variables["params"], variables["batch_stats"])
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(plain.init, jax.random.key(0), x))
+    assert jax.tree.map(jnp.shape, folded) == shapes["params"]
+    num_frames = np.asarray([60, 41])
+    wanted = normed.apply(variables, x, num_frames)
+    found = plain.apply({"params": folded}, x, num_frames)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_no_part_of_the_norms():
+    network = Wav2Letter(4, 6, 5, kernels=(8,), wide_kernel=2, normed=True)
+    x = mfcc(2, 60)
+    variables = jax.jit(network.init)(jax.random.key(0), x)
+    padded = np.pad(x, ((0, 0), (0, 40), (0, 0)), constant_values=9.0)
+
+    def learn(x, num_frames):
+        return network.apply(
+            variables, x, num_frames, train=True, mutable="batch_stats"
+        )
+
+    found, stats = learn(padded, np.asarray([60, 60]))
+    wanted, wanted_stats = learn(x, None)
+    assert_close({k: v[:, :30] for k, v in found.items()}, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        stats,
+        wanted_stats,
+    )
