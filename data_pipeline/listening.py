@@ -13,6 +13,7 @@ from svc_jax import audio_files
 BLOCK = 1 << 14  # samples of a file read at once; what a break in it costs
 IN_MEMORY = 64 << 20  # bytes of audio; what is longer waits on disk
 MAX_SAMPLES = 1 << 40  # in a file
+UNKNOWN_BYTES = 0x7FF00000  # and more: what a header says that was written to a pipe
 CLIPPED_RUN = 3  # equal samples at the peak
 CLIPPED_PEAK = 0.2  # under it, equal samples are rounding
 _ROUNDING = 2.0**-15  # of 16 bits
@@ -116,7 +117,7 @@ def listen(path: str, sample_rate: int) -> tuple[Measures, Audio]:
         }
         announced = _announced(file)
         first = _FirstPass(file.channels)
-        resample = _Resampler(file.samplerate, sample_rate)
+        resample = Resampler(file.samplerate, sample_rate)
         broken = None
         try:
             for block in _blocks(file):
@@ -181,7 +182,7 @@ class _FirstPass:
         )
 
 
-class _Resampler:
+class Resampler:
     """Resamples block by block what soxr would give at once; None ends."""
 
     def __init__(self, source_rate: int, sample_rate: int):
@@ -234,6 +235,8 @@ def _announced(file) -> int:
         # What libsndfile says of a chunk that reaches beyond the file's end.
         if name.strip() in ("data", "SSND") and "(should be" in value:
             told, held = value.replace(")", "").split("(should be")
+            if int(told) >= UNKNOWN_BYTES:
+                break
             return round(file.frames * int(told) / max(1, int(held)))
     return file.frames
 
@@ -261,6 +264,36 @@ def _unreadable(path: str, error: Exception | None) -> tuple[str, str]:
     if error is None or not epath.Path(path).stat().length:
         return "empty", "holds no samples"
     return "unreadable", f"not readable as audio ({audio_files.reason(error)})"
+
+
+def silences(path: str, shortest: float) -> np.ndarray:
+    """Where every sample is zero, [n, 2]: first sample and the one after the last.
+
+    Args:
+      path: of a file that `listen` could read.
+      shortest: in seconds; what is shorter is left out.
+    """
+    import soundfile
+
+    found, start, count = [], None, 0
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_opened(path, stack))
+        with contextlib.suppress(soundfile.LibsndfileError):  # what breaks off
+            for block in _blocks(file):
+                silent = block.mean(axis=1) == 0
+                before = start is not None
+                for edge in np.flatnonzero(np.diff(silent, prepend=before)):
+                    if silent[edge]:
+                        start = count + edge
+                    else:
+                        found.append((start, count + edge))
+                        start = None
+                count += len(block)
+        if start is not None:
+            found.append((start, count))
+        least = shortest * file.samplerate
+    runs = [(first, last) for first, last in found if last - first >= least]
+    return np.asarray(runs, np.int64).reshape(-1, 2)
 
 
 def _clipped(path: str, peak: float) -> float:

@@ -134,6 +134,11 @@ def harmonicity(read, f0_hz, sample_rate: int, hop_length: int) -> float:
     return float(max(0.0, np.percentile(values, 25)))
 
 
+def is_accompanied(confidence: float, harmonicity: float) -> bool:
+    """Whether more than one voice seems to sound; the arguments as in Sound."""
+    return confidence < MIN_CONFIDENCE or harmonicity < MIN_HARMONICITY
+
+
 def judge(
     measures: Measures, heard: Sound, *, singers_level_db: float | None = None
 ) -> Verdict:
@@ -180,7 +185,7 @@ def _warnings(measures: Measures, heard: Sound, singers_level_db: float | None):
         )
     if heard.voiced < MOSTLY_UNVOICED:
         yield f"mostly unvoiced: {100 * heard.voiced:.0f} % of what sounds has a pitch"
-    if heard.confidence < MIN_CONFIDENCE or heard.harmonicity < MIN_HARMONICITY:
+    if is_accompanied(heard.confidence, heard.harmonicity):
         yield (
             "polyphonic or accompanied: confidence"
             f" {heard.confidence:.2f}, harmonicity {heard.harmonicity:.2f}"

@@ -3,11 +3,15 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from svc_jax.errors import UserError
 
+MAX_WAV_SAMPLES = (
+    1 << 32
+) // 8 - 4096  # of any sample format; its lengths have 32 bits
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".caf")
 
 
@@ -117,14 +121,26 @@ def resample(audio, source_rate: int, sample_rate: int) -> np.ndarray:
 
 
 def write(path, audio, sample_rate: int, subtype: str | None = None):
+    """Writes audio, float32 [N]; see `write_blocks`."""
+    write_blocks(path, [audio], sample_rate, subtype)
+
+
+def write_blocks(
+    path,
+    blocks: Iterable[np.ndarray],
+    sample_rate: int,
+    subtype: str | None = None,
+    num_samples: int = 0,
+):
     """Writes audio under a temporary name, then renames it.
 
     Args:
       path: its extension names the format.
-      audio: float32 [N].
+      blocks: float32 [n], one after the other.
       sample_rate: in Hz.
       subtype: sample format, kept if it holds samples as they are and the format has
         it; else the format's default.
+      num_samples: of all blocks; where a wav cannot hold them, it becomes an RF64.
 
     Raises:
       UserError: if the format is unknown, or the place cannot be written to.
@@ -132,6 +148,32 @@ def write(path, audio, sample_rate: int, subtype: str | None = None):
     import soundfile
 
     path = pathlib.Path(path)
+    container, subtype = _format(path, subtype)
+    if container == "WAV" and num_samples > MAX_WAV_SAMPLES:
+        container = "RF64"
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with soundfile.SoundFile(
+                partial, "w", sample_rate, 1, subtype, format=container
+            ) as file:
+                for block in blocks:
+                    file.write(block)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({reason(error)}); name another --output, or"
+            " make room."
+        ) from error
+
+
+def _format(path: pathlib.Path, subtype: str | None) -> tuple[str, str]:
+    """The container and the sample format of a file to be written."""
+    import soundfile
+
     extension = path.suffix[1:].upper()
     container = {"AIF": "AIFF", "OPUS": "OGG"}.get(extension, extension)
     if container not in soundfile.available_formats():
@@ -142,20 +184,7 @@ def write(path, audio, sample_rate: int, subtype: str | None = None):
         subtype = "OPUS"
     elif not (lossless and soundfile.check_format(container, subtype)):
         subtype = soundfile.default_subtype(container)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            soundfile.write(
-                partial, audio, sample_rate, subtype=subtype, format=container
-            )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(
-            f"{path}: cannot be written ({reason(error)}); name another --output."
-        ) from error
+    return container, subtype
 
 
 def reason(error: Exception) -> str:

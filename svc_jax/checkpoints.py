@@ -132,6 +132,8 @@ def load_config(workdir) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir}: no config.json, so no trained model; train first.")
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
+        # Dotted keys: an export names its files in its config.
+        values = json.loads(path.read_text())
+        return ml_collections.ConfigDict(values, allow_dotted_keys=True)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it.") from error

@@ -50,7 +50,14 @@ def _between(left, right, fraction):
 
 def sample_f0(f0_hz, hop_length: int):
     """f0 at the sample rate; see `interpolate_f0`. [B, T] -> [B, T * hop_length]."""
-    return interpolate_f0(f0_hz, hop_length, 1, f0_hz.shape[1] * hop_length)
+    within = _within(f0_hz, _following(f0_hz), hop_length)
+    return within.reshape(f0_hz.shape[0], -1)
+
+
+def _within(left, right, hop_length: int):
+    """f0 at every sample between two frames: [B, T], [B, T] -> [B, T, hop_length]."""
+    fraction = (np.arange(hop_length) / hop_length).astype(np.float32)[None, None]
+    return _between(left[..., None], right[..., None], fraction)
 
 
 def _running_hz(left, right, hop_length: int):
@@ -194,8 +201,7 @@ def _sample_turns(f0_hz, following_hz, phase, sample_rate: int, hop_length: int)
     Returns:
       (turns, in [-0.5, 0.5]; f0 in Hz), [B, T, hop_length].
     """
-    fraction = (np.arange(hop_length, dtype=np.float32) / hop_length)[None, None]
-    f0_samples = _between(f0_hz[..., None], following_hz[..., None], fraction)
+    f0_samples = _within(f0_hz, following_hz, hop_length)
     running = _running_hz(f0_hz, following_hz, hop_length)
     turns = phase[..., None] + running / sample_rate
     return turns - jnp.round(turns), f0_samples

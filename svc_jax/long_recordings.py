@@ -21,6 +21,7 @@ from svc_jax.models.crepe import NUM_BINS
 from svc_jax.types import Features
 
 BLOCK_SECONDS = 20  # of audio whose features are made at once
+MFCC_BLOCK = 2048  # MFCCs whose derivatives are made at once
 CONTEXT_SECONDS = 0.2  # to each side: more than the windows of pitch and loudness reach
 
 
@@ -92,14 +93,15 @@ class LongRecording:
         f0_hz, f0_confidence = extractor.f0_on_grid(
             decoded[None], confidence[None], geometry.num_frames(self._num_samples)
         )
-        self._mfcc, stats = self._read_mfcc(np.float32(max(peaks)))
+        self._mfcc = self._read_mfcc(np.float32(max(peaks)))
+        self._stats = self._mfcc_stats()
         num_frames = geometry.num_frames(self._num_samples)
         features = Features(
             np.asarray(f0_hz)[0],
             np.concatenate(loudness)[:num_frames],
             np.zeros((0, extractor.asr_size), np.float32),
         )
-        return Extracted(features, np.asarray(f0_confidence)[0], stats)
+        return Extracted(features, np.asarray(f0_confidence)[0], self._stats)
 
     def content(self) -> Iterator[np.ndarray]:
         """After `extract`, the ASR features: float32 [A', D] for block after block."""
@@ -110,14 +112,15 @@ class LongRecording:
         most = round((self._block + 2 * context) * per_sample)
         for length, block in self._places(context):
             first = round(block.first * per_sample)
-            mfcc = self._mfcc[first : first + most]
             # A recording's last frame is the one that stands on its last sample.
             ends = block.first + length == self._num_samples
-            count = len(mfcc) if ends else min(len(mfcc), most)
-            padded = np.zeros((1, most + 1, mfcc.shape[1]), np.float32)
-            padded[0, : len(mfcc)] = mfcc
-            if ends and first + most < len(self._mfcc):
-                padded[0, most], count = self._mfcc[first + most], most + 1
+            count = min(most + ends, len(self._mfcc) - first)
+            parts = [
+                np.asarray(_normalise(*window, self._stats[None]))[0, inside]
+                for *window, inside in self._windows(first, first + count)
+            ]
+            padded = np.zeros((1, most + 1, parts[0].shape[1]), np.float32)
+            padded[0, :count] = np.concatenate(parts)
             read = _read(extractor, self._params, padded, np.asarray([count], np.int32))
             yield block.cut(np.asarray(read[0]), geometry.asr_hop_length, surplus=0)
 
@@ -150,14 +153,39 @@ class LongRecording:
             audio[0, :length] = self._read(block.first, block.first + length)
             yield audio, np.asarray([length], np.int32), block
 
-    def _read_mfcc(self, peak):
-        """(normalised MFCCs and their derivatives, float32 [T, 39]; stats [3, 2])."""
+    def _read_mfcc(self, peak) -> np.ndarray:
+        """MFCCs, float32 [T, 13]."""
         parts = []
         for audio, length, block in self._blocks():
             mfcc = _mfcc(self._extractor, audio, length, peak[None])
             parts.append(block.cut(np.asarray(mfcc)[0], self._mfcc_hop))
-        normalised, stats = _normalise(np.concatenate(parts)[None])
-        return np.asarray(normalised)[0], np.asarray(stats)[0]
+        return np.concatenate(parts)
+
+    def _mfcc_stats(self) -> np.ndarray:
+        """Means and deviations of the MFCCs and their derivatives, float32 [3, 2]."""
+        total = squares = 0.0
+        for *window, inside in self._windows(0, len(self._mfcc)):
+            values = np.asarray(_deltas(*window), np.float64)[0, inside]
+            total += values.sum(axis=(0, 2))
+            squares += np.square(values).sum(axis=(0, 2))
+        mean = total / self._mfcc.size
+        variance = np.maximum(squares / self._mfcc.size - np.square(mean), 0)
+        return np.stack([mean, np.sqrt(variance)], axis=-1).astype(np.float32)
+
+    def _windows(self, first: int, last: int):
+        """Yields (MFCCs [1, n, 13], how many are real [1], those of a part of a span).
+
+        Each part is seen with its surroundings, for derivatives look around; n is
+        always the same.
+        """
+        around = dsp.DELTA_WIDTH
+        for start in range(first, last, MFCC_BLOCK):
+            stop = min(start + MFCC_BLOCK, last)
+            begin, end = max(0, start - around), min(stop + around, len(self._mfcc))
+            window = np.zeros((1, MFCC_BLOCK + 2 * around, dsp.NUM_MFCC), np.float32)
+            window[0, : end - begin] = self._mfcc[begin:end]
+            count = np.asarray([end - begin], np.int32)
+            yield window, count, slice(start - begin, stop - begin)
 
 
 class _Block:
@@ -224,12 +252,13 @@ def _mfcc(extractor: FeatureExtractor, audio, length, peak):
     return dsp.cepstrum(dsp.log_mel(audio, length), peak)
 
 
+_deltas = jax.jit(dsp.deltas)
+
+
 @jax.jit
-def _normalise(mfcc):
-    """MFCCs [1, T, 13] -> (normalised with their derivatives [1, T, 39], stats)."""
-    blocks = dsp.deltas(mfcc)
-    stats = dsp.mfcc_stats(blocks)
-    return dsp.normalise_mfcc(blocks, stats), stats
+def _normalise(mfcc, num_frames, stats):
+    """MFCCs [1, T, 13] -> normalised with their derivatives [1, T, 39]."""
+    return dsp.normalise_mfcc(dsp.deltas(mfcc, num_frames), stats)
 
 
 @functools.partial(jax.jit, static_argnums=0)

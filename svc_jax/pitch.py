@@ -255,6 +255,60 @@ def voiced_f0(f0_hz, confidence):
     return jnp.where(median_filter(confidence, 5) >= VOICED_CONFIDENCE, f0_hz, 0.0)
 
 
+OCTAVE_SLIP_SECONDS = 0.25  # nobody sings an octave up and back in less
+_AROUND_SECONDS = 0.5  # to each side: where the usual pitch is looked for
+_OCTAVE_SLACK = 1.5  # semitones
+_GLIDE_SECONDS = 0.08  # and less: how long a path glides into a slip, or out of it
+
+
+def repair_octaves(f0_hz, frame_rate: float):
+    """Takes back slips of an octave: short ones, from which the pitch returns.
+
+    A frame has slipped if it is an octave, within a semitone and a half, from the
+    median around it in its voiced run. A path that may move only so fast (Viterbi)
+    glides into a slip and out of it; the glides become straight lines.
+
+    Args:
+      f0_hz: numpy [T] in Hz, 0 where unvoiced.
+      frame_rate: in Hz.
+
+    Returns:
+      (float32 [T]; how many frames were changed).
+    """
+    repaired, longest = np.array(f0_hz, np.float32), OCTAVE_SLIP_SECONDS * frame_rate
+    for first, last in _runs(repaired > 0):
+        semitones = 12 * np.log2(repaired[first:last].astype(np.float64))
+        off = semitones - _usual(semitones, round(_AROUND_SECONDS * frame_rate))
+        for begin, end in _runs(np.abs(off) > _OCTAVE_SLACK):
+            octave = 12 * np.sign(off[begin:end].sum())
+            at_octave = np.abs(off[begin:end] - octave) <= _OCTAVE_SLACK
+            slips = _runs(at_octave)
+            if len(slips) != 1 or end - begin > longest:
+                continue
+            glides = max(slips[0, 0], end - begin - slips[0, 1])
+            if glides > _GLIDE_SECONDS * frame_rate:
+                continue
+            semitones[begin:end] -= octave * at_octave
+            gliding = np.flatnonzero(~at_octave) + begin
+            known = np.delete(np.arange(len(semitones)), gliding)
+            semitones[gliding] = np.interp(gliding, known, semitones[known])
+            repaired[first:last][begin:end] = 2 ** (semitones[begin:end] / 12)
+    return repaired, int((repaired != f0_hz).sum())
+
+
+def _runs(condition) -> np.ndarray:
+    """Where a condition [T] holds: [n, 2], first frame and the one after the last."""
+    edges = np.diff(np.pad(condition, 1).astype(np.int8))
+    return np.flatnonzero(edges).reshape(-1, 2)
+
+
+def _usual(values, half: int):
+    """Running median, [T]; the ends see what is there."""
+    return np.asarray(
+        [np.median(values[max(0, t - half) : t + half + 1]) for t in range(len(values))]
+    )
+
+
 YIN_MIN_HZ, YIN_MAX_HZ = 50.0, 1000.0
 _YIN_THRESHOLD = 0.15
 

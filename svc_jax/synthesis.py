@@ -4,19 +4,22 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svc_jax import excitation
-from svc_jax.bundles import Model
+from svc_jax import excitation, pitch
 from svc_jax.errors import UserError
 from svc_jax.geometry import NOISE_BLOCK
 from svc_jax.models.frames import STREAM
 from svc_jax.types import Features, Noise
 
-CHUNK_SAMPLES = 10 * NOISE_BLOCK  # about as many at a time
+if TYPE_CHECKING:
+    from svc_jax.bundles import Model
+
+CHUNK_SAMPLES = 2 * NOISE_BLOCK  # about as many at a time: 1 GB for the paper's
 MAX_SEMITONES = 48
 
 
@@ -85,7 +88,7 @@ def parse_mix(text: str) -> dict[str, float]:
     return {name: weight / total for name, weight in mix.items()}
 
 
-def voice_of(model: Model, mix: dict[str, float]):
+def voice_of(model: "Model", mix: dict[str, float]):
     """The voice [1, E] and the mean f0 in Hz of a mixture of singers.
 
     Raises:
@@ -109,11 +112,8 @@ def _sing(generator, params, features, voice, noise):
     return generator.apply({"params": params}, features, voice, noise)
 
 
-def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.ndarray:
-    """Audio of features in a voice, as if in one pass, in memory for one chunk.
-
-    Chunks overlap by what the generator sees to each side, and the noise is a function
-    of (seed, absolute block), so that their seams cannot be heard or measured.
+def synthesize(model: "Model", features: Features, voice, *, seed: int = 0):
+    """Audio of features in a voice; see `sing`.
 
     Args:
       model: the trained model.
@@ -124,37 +124,78 @@ def synthesize(model: Model, features: Features, voice, *, seed: int = 0) -> np.
     Returns:
       float32 [T * hop_length].
     """
+    content = [features.asr_features]
+    pieces = sing(
+        model, features.f0_hz, features.loudness_db, content, voice, seed=seed
+    )
+    return np.concatenate(list(pieces))
+
+
+def sing(
+    model: "Model",
+    f0_hz,
+    loudness_db,
+    content: Iterable[np.ndarray],
+    voice,
+    *,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Audio piece by piece, as if in one pass, in memory for one piece.
+
+    Pieces overlap by what the generator sees to each side, and the noise is a function
+    of (seed, absolute block), so that their seams cannot be heard or measured.
+
+    Args:
+      model: the trained model.
+      f0_hz, loudness_db: [T] of a whole recording.
+      content: its ASR features, [A', D] after [A', D], A of them in all.
+      voice: [1, E].
+      seed: of the noise.
+
+    Yields:
+      float32, together [T * hop_length].
+    """
     geometry = model.extractor.geometry
-    total = features.f0_hz.shape[-1] * geometry.hop_length
+    total = f0_hz.size * geometry.hop_length
     grid = geometry.asr_hop_length
     context = -(-model.generator.context_samples() // grid) * grid
     chunk_samples = geometry.padded_length(CHUNK_SAMPLES)
     window = min(total, chunk_samples + 2 * context)
-    z, normal = jax.device_get(excitation.block_noise(jax.random.key(seed), total))
-    turns = _start_phases(features.f0_hz, geometry)
-    audio = np.empty(total, np.float32)
+    rng, read = jax.random.key(seed), _Window(content)
+    turns = _start_phases(f0_hz, geometry)
     for start in range(0, total, chunk_samples):
         stop = min(start + chunk_samples, total)
         # One shape for all chunks; at the file's ends the network sees its true ends.
         first = min(max(start - context, 0), total - window)
-        samples = slice(first, first + window)
         frames = slice(
-            first // geometry.hop_length, samples.stop // geometry.hop_length
+            first // geometry.hop_length, (first + window) // geometry.hop_length
         )
-        asr_frames = slice(first // grid, samples.stop // grid)
         chunk = Features(
-            features.f0_hz[None, frames],
-            features.loudness_db[None, frames],
-            features.asr_features[None, asr_frames],
+            f0_hz[None, frames],
+            loudness_db[None, frames],
+            read(first // grid, (first + window) // grid)[None],
         )
-        noise = Noise(
-            z[None, samples],
-            normal[None, samples],
-            turns[None, frames.start],
-        )
+        z, normal = _noise_span(rng, first, window)
+        noise = Noise(z[None], normal[None], turns[None, frames.start])
         sung = _sing(model.generator, model.params, chunk, voice, noise)
-        audio[start:stop] = np.asarray(sung)[0, start - first : stop - first]
-    return audio
+        yield np.asarray(sung)[0, start - first : stop - first]
+
+
+class _Window:
+    """Rows [first, last) of arrays that follow each other; it only moves on."""
+
+    def __init__(self, parts: Iterable[np.ndarray]):
+        self._parts = iter(parts)
+        self._held, self._first = next(self._parts), 0
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        held = [self._held[first - self._first :]]
+        missing = last - first - len(held[0])
+        while missing > 0:
+            held.append(next(self._parts))
+            missing -= len(held[-1])
+        self._held, self._first = np.concatenate(held), first
+        return self._held[: last - first]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -170,7 +211,7 @@ def _sing_block(generator, params, carried, features, voice, noise, real):
 
 
 def stream(
-    model: Model, voice, blocks: Iterable[Features], *, seed: int = 0
+    model: "Model", voice, blocks: Iterable[Features], *, seed: int = 0
 ) -> Iterator[np.ndarray]:
     """Audio of features as they arrive: what `synthesize` gives for them all at once.
 
@@ -204,7 +245,8 @@ def stream(
         nonlocal carried, start, late
         features = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
         count = features.f0_hz.shape[1] * geometry.hop_length
-        noise = Noise(None, _noise_span(rng, start, count)[None], jnp.zeros(1))
+        _, normal = _noise_span(rng, start, count)
+        noise = Noise(None, normal[None], jnp.zeros(1))
         real = jnp.full(features.f0_hz.shape, real)
         arguments = (features, voice, noise, real)
         if carried is None:
@@ -233,10 +275,11 @@ def stream(
 
 
 def _noise_span(rng, start: int, count: int):
-    """`count` samples of the excitation's noise from `start` on, as in `synthesize`."""
+    """`count` samples of excitation.block_noise from `start` on: (uniform, normal)."""
     first, offset = divmod(start, NOISE_BLOCK)
-    _, normal = excitation.block_noise(rng, offset + count, first)
-    return normal[offset:]
+    num_blocks = -(-(offset + count) // NOISE_BLOCK)  # whole ones: fewer programs
+    noise = excitation.block_noise(rng, num_blocks * NOISE_BLOCK, first)
+    return tuple(np.asarray(samples)[offset : offset + count] for samples in noise)
 
 
 def _start_phases(f0_hz, geometry) -> np.ndarray:
@@ -248,7 +291,7 @@ def _start_phases(f0_hz, geometry) -> np.ndarray:
 
 
 def convert(
-    model: Model,
+    model: "Model",
     audio,
     mix: dict[str, float],
     *,
@@ -273,6 +316,7 @@ def convert(
         [extracted] = model.extractor.extract_recordings(model.frozen, [audio])
         heard = extracted.features
     voice, mean_hz = voice_of(model, mix)
-    factor = transposition(transpose, heard.f0_hz, mean_hz)
-    features = heard.replace(f0_hz=heard.f0_hz * np.float32(factor))
+    f0_hz, _ = pitch.repair_octaves(heard.f0_hz, model.extractor.geometry.frame_rate)
+    factor = transposition(transpose, f0_hz, mean_hz)
+    features = heard.replace(f0_hz=f0_hz * np.float32(factor))
     return synthesize(model, features, voice, seed=seed)[: audio.size], features

@@ -18,8 +18,9 @@ import uuid
 import zipfile
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
+import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from svc_jax.errors import UserError
@@ -100,15 +101,17 @@ def parse(path: pathlib.Path, data: bytes) -> WeightFile:
 
 
 def save_safetensors(
-    path: str | os.PathLike, params: dict, config: dict[str, Any], kind: str
+    path: str | os.PathLike,
+    params: dict,
+    config: dict[str, Any],
+    kind: str,
+    dtype: str = "float32",
 ) -> None:
-    """Writes nested parameters and what it takes to rebuild the network."""
+    """Writes nested parameters, rounded to a type, and what rebuilds the network."""
     from flax import traverse_util  # which imports jax
 
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {
-        name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()
-    }
+    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in flat.items()}
     # One entry: safetensors shuffles its metadata, and the same weights should give
     # the same bytes, for datasets remember the hash.
     note = json.dumps({"config": config, "kind": kind}, sort_keys=True)
@@ -117,7 +120,7 @@ def save_safetensors(
 
 
 def read_safetensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str, Any]]:
-    """The nested parameters and the config that `save_safetensors` wrote."""
+    """The nested parameters, float32, and the config `save_safetensors` wrote."""
     from flax import traverse_util  # which imports jax
 
     path = pathlib.Path(path)
@@ -126,8 +129,8 @@ def read_safetensors(path: str | os.PathLike, kind: str) -> tuple[dict, dict[str
         raise UserError(
             f"Weights {path} are of a {file.metadata['kind']}, not of a {kind}."
         )
-    params = traverse_util.unflatten_dict(file.arrays, sep="/")
-    return params, file.metadata["config"]
+    arrays = {k: v.astype(np.float32, copy=False) for k, v in file.arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), file.metadata["config"]
 
 
 def _bounded(path: pathlib.Path, data: bytes) -> bytes:
@@ -136,10 +139,26 @@ def _bounded(path: pathlib.Path, data: bytes) -> bytes:
     return data
 
 
+# safetensors' own reader for NumPy knows no bfloat16.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
+
+
 def _read_safetensors(path: pathlib.Path, data: bytes) -> _Contents:
     try:
-        arrays = safetensors_numpy.load(data)
-    except SafetensorError as error:
+        arrays = {
+            name: np.frombuffer(found["data"], _DTYPES[found["dtype"]]).reshape(
+                found["shape"]
+            )
+            for name, found in safetensors.deserialize(data)
+        }
+    except safetensors.SafetensorError as error:
         raise ValueError(error) from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     note = json.loads(header.get("__metadata__", {}).get("svc_jax", "null"))

@@ -18,6 +18,7 @@ FOLDERS = ("svc_jax", "data_pipeline", "configs", "launch")
 LEVELS = (
     # Entry points, and what only they use.
     (
+        "svc_jax",  # the package itself: loads a model
         "svc_jax.train",
         "svc_jax.train_asr",
         "svc_jax.evaluate_asr",
@@ -25,6 +26,7 @@ LEVELS = (
         "svc_jax.evaluate",
         "svc_jax.export",
         "svc_jax.adapt",
+        "svc_jax.doctor",
         "svc_jax.demo",
         "svc_jax.describe",
         "data_pipeline.prepare",
@@ -42,6 +44,10 @@ LEVELS = (
         "svc_jax.builders",
         "svc_jax.bundles",
         "svc_jax.synthesis",
+        "svc_jax.conversion",
+        "svc_jax.parity",
+        "svc_jax.programs",
+        "svc_jax.model_card",
         "svc_jax.sharding",
         "svc_jax.checkpoints",
         "svc_jax.metrics",
@@ -65,6 +71,7 @@ LEVELS = (
         "svc_jax.published",
         "svc_jax.weight_files",
         "svc_jax.audio_files",
+        "svc_jax.f0_files",
         "data_pipeline.demo_corpus",
         "data_pipeline.corpora",
         "data_pipeline.sources",
@@ -89,7 +96,6 @@ LEVELS = (
         "data_pipeline.schema",
     ),
     (
-        "svc_jax",
         "svc_jax.geometry",
         "svc_jax.types",
         "svc_jax.errors",

@@ -217,17 +217,26 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.wav"]
 
 
-def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
+def test_interrupted_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.wav"
     audio_files.write(path, tone(100, 16_000), 16_000)
     before = path.read_bytes()
 
-    def write_half(partial, *arguments, **options):
-        partial.write_bytes(b"RIFF")
+    def half(blocks):
+        yield blocks[0][:20]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(soundfile, "write", write_half)
     with pytest.raises(KeyboardInterrupt):
-        audio_files.write(path, tone(50, 16_000), 16_000)
+        audio_files.write_blocks(path, half([tone(50, 16_000)]), 16_000)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_no_wav_can_hold_becomes_an_rf64(tmp_path):
+    for num_samples, expected in ((50, "WAV"), (600_000_000, "RF64")):
+        blocks = [tone(20, 16_000), tone(30, 16_000)]
+        path = tmp_path / "a.wav"
+        audio_files.write_blocks(path, blocks, 16_000, "DOUBLE", num_samples)
+        info = soundfile.info(path)
+        assert (info.format, info.subtype, info.frames) == (expected, "DOUBLE", 50)
+    assert audio_files.read(path, 16_000).audio.shape == (50,)

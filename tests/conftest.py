@@ -5,6 +5,7 @@ that knows nothing, the dataset they make, and a run that was never trained. The
 for reading: copy what a test changes.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -179,6 +180,22 @@ def model_workdir(tmp_path_factory, tiny_config) -> pathlib.Path:
     with checkpoints.manager(workdir, keep=None) as manager:
         checkpoints.save(manager, 2, state)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def model_of(model_workdir) -> Callable:
+    """Returns a small model by the name of its generator, for the same features."""
+    from svc_jax import builders, bundles
+
+    small = {"channels": 8, "num_blocks": 7, "embedding_size": 6}
+    wavenet = bundles.load(model_workdir)
+    config = ml_collections.ConfigDict(wavenet.config.to_dict())
+    config.generator = {"name": "source_filter", **small}
+    source_filter = dataclasses.replace(
+        wavenet, generator=builders.generator(config, 2), config=config
+    )
+    models = {"wavenet": wavenet, "source_filter": bundles.untrained(source_filter)}
+    return models.__getitem__
 
 
 @pytest.fixture

@@ -306,6 +306,20 @@ def test_crepe_follows_a_vibrato(tiny, hz):
     assert confidence[inside].min() > 0.5
 
 
+@pytest.mark.parametrize("hz", [33, 50, 1300, 1990])
+def test_crepe_follows_pitch_at_the_ends_of_its_range(tiny, hz):
+    """Steady tones of many harmonics, a little noise beside them."""
+    seconds = np.arange(16_000) / SAMPLE_RATE
+    orders = np.arange(1, min(20, 7900 // hz) + 1)[:, None]
+    tone = np.sin(2 * np.pi * orders * hz * seconds + orders) / orders
+    f0_hz, confidence = tiny(
+        (0.2 * tone).sum(axis=0).astype("f4") + normal(16_000) / 1e4
+    )
+    cents = 1200 * np.log2(f0_hz[10:-10] / hz)
+    assert abs(np.median(cents)) < 30
+    assert np.median(confidence[10:-10]) > 0.6
+
+
 def test_crepe_hears_a_song_as_it_is_annotated(tiny, song):
     audio, seconds, true_hz = song
     f0_hz, _ = tiny(audio)
@@ -367,3 +381,58 @@ def test_the_path_does_not_hear_what_follows_the_end():
     for row, length in enumerate(lengths):
         alone = np.asarray(pitch.viterbi_path(activation[row, :length]))
         np.testing.assert_array_equal(together[row, :length], alone)
+
+
+# Slips of an octave.
+
+
+def sung_contour(frame_rate: int) -> np.ndarray:
+    """Three notes with vibrato, gliding from one to the next, between pauses."""
+    note = np.repeat([57.0, 61.0, 55.0], frame_rate)
+    note = np.convolve(np.pad(note, 20, mode="edge"), np.ones(41) / 41, mode="valid")
+    note += 0.5 * np.sin(2 * np.pi * 5.5 * np.arange(note.size) / frame_rate)
+    f0_hz = 440 * 2 ** ((note - 69) / 12)
+    pause = np.zeros(frame_rate // 2)
+    return np.concatenate([pause, f0_hz, pause, f0_hz]).astype(np.float32)
+
+
+@pytest.mark.parametrize("frame_rate", [100, 250])
+@pytest.mark.parametrize("octave", [0.5, 2.0])
+# Within a note, and at its beginning.
+@pytest.mark.parametrize("seconds", [1.2, 0.5])
+@pytest.mark.parametrize("glide", [0, 5])
+def test_a_slip_of_an_octave_is_repaired(frame_rate, octave, seconds, glide):
+    truth = sung_contour(frame_rate)
+    slipped = truth.copy()
+    first = round(seconds * frame_rate)
+    last = first + frame_rate // 10
+    slipped[first:last] *= octave
+    if glide:  # as Viterbi, which cannot jump
+        steps = octave ** (np.arange(1, glide + 1) / (glide + 1))
+        slipped[last : last + glide] *= steps[::-1]
+    found, count = pitch.repair_octaves(slipped, frame_rate)
+    cents = 1200 * np.log2(found[truth > 0] / truth[truth > 0])
+    assert np.abs(cents).max() < 210  # the rest of a glide, for a frame
+    untouched = np.ones(truth.size, bool)
+    untouched[first : last + glide] = False
+    np.testing.assert_array_equal(found[untouched], truth[untouched])
+    np.testing.assert_allclose(found[first:last], truth[first:last], rtol=1e-5)
+    assert frame_rate // 10 <= count <= frame_rate // 10 + glide
+
+
+def test_octaves_that_are_sung_are_left_alone():
+    truth = sung_contour(100)
+    for first, last in ((100, 140), (100, 260), (0, 0)):  # 0.4 s, a note; none
+        leap = truth.copy()
+        leap[first:last] *= 2
+        found, count = pitch.repair_octaves(leap, 100)
+        np.testing.assert_array_equal(found, leap)
+        assert count == 0
+    fifth = truth.copy()
+    fifth[120:130] *= 1.5
+    assert pitch.repair_octaves(fifth, 100)[1] == 0
+
+
+def test_silence_has_no_octaves():
+    assert pitch.repair_octaves(np.zeros(10, np.float32), 100)[1] == 0
+    assert pitch.repair_octaves(np.full(1, 200, np.float32), 100)[1] == 0

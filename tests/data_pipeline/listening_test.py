@@ -164,3 +164,32 @@ def test_loudness_of_the_very_short_and_of_silence(made):
     longer = np.resize(audio.read(0, 1600), 6400).astype(float)
     whole = pyloudnorm.Meter(16_000).integrated_loudness(longer)
     assert listening.loudness_lufs(audio, 16_000) == pytest.approx(whole, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100])
+def test_digital_silence_is_found(tmp_path, small_blocks, rate):
+    audio = hiss(1.0, rate, channels=2)
+    runs = [(0, rate // 10), (rate // 3, rate // 2), (rate - 999, rate)]
+    for first, last in runs:
+        audio[first:last] = 0
+    audio[rate // 5 : rate // 5 + rate // 50] = 0  # too short to be asked for
+    audio[rate * 3 // 4, 0] = 0  # and one channel's
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    found = listening.silences(str(tmp_path / "a.wav"), 0.021)
+    np.testing.assert_array_equal(found, runs)
+    soundfile.write(tmp_path / "b.wav", hiss(1.0, rate), rate)
+    assert listening.silences(str(tmp_path / "b.wav"), 0.021).shape == (0, 2)
+
+
+def test_a_wav_from_a_pipe_is_not_cut_short(tmp_path, listen):
+    """Whoever writes to a pipe cannot go back to tell the length."""
+    soundfile.write(tmp_path / "a.wav", hiss(0.5, 16_000), 16_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    place = content.index(b"data") + 4
+    for told, truncated in ((0xFFFFFFFF, False), (0x7FFFFFFF, False), (20_000, True)):
+        content[place : place + 4] = told.to_bytes(4, "little")
+        (tmp_path / "a.wav").write_bytes(content)
+        measures, audio = listen(tmp_path / "a.wav")
+        assert measures.error is None
+        assert audio.num_samples == 8000
+        assert measures.is_truncated == truncated

@@ -1,0 +1,134 @@
+"""What stands in a model's README.md: whose voices they are, and who may use them."""
+
+import dataclasses
+import json
+import pathlib
+
+from svc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """What only people know of a model; empty where nobody said.
+
+    Attributes:
+      licence: of the model.
+      consent: how the singers agreed to be converted into.
+      data: what recordings it was trained on.
+    """
+
+    licence: str = ""
+    consent: str = ""
+    data: str = ""
+
+
+MISSING = {
+    "licence": "no licence is stated: nobody but its maker may use this model",
+    "consent": "no consent is stated: do not convert into these voices",
+    "data": "the recordings it was trained on are not stated",
+}
+
+
+def missing(statement: Statement) -> list[str]:
+    """What to say of each thing that nobody said."""
+    return [said for name, said in MISSING.items() if not getattr(statement, name)]
+
+
+def read_report(path) -> dict[str, float | None]:
+    """Means over all conversions of a report of svc_jax.evaluate.
+
+    Raises:
+      UserError: if it is none.
+    """
+    try:
+        return dict(json.loads(pathlib.Path(path).read_text())["summary"]["all"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: no report of svc_jax.evaluate ({error}); name its report.json."
+        ) from error
+
+
+def text(model, name: str, statement: Statement, metrics: dict, files: dict) -> str:
+    """The card.
+
+    Args:
+      model: bundles.Model.
+      name: of the model.
+      statement: what people say of it.
+      metrics: names and values.
+      files: of the frozen networks that the model comes without, how to get them.
+    """
+    card = model.card
+    warnings = [f"**Warning: {said}.**\n" for said in missing(statement)]
+    facts = {
+        "licence": statement.licence or "not stated",
+        "consent of the singers": statement.consent or "not stated",
+        "data": statement.data or "not stated",
+        "recordings": f"{sum(s.minutes for s in card.singers):.1f} minutes",
+        "generator": model.config.generator.name,
+        "pitch by": f"{card.f0['network']}, sha256 {card.f0['sha256']}",
+        "content by": f"{card.asr['network']}, sha256 {card.asr['sha256']}",
+    }
+    singers = [
+        (s.name, f"{s.minutes:.1f}", *(f"{hz:.0f}" for hz in _pitches(s)))
+        for s in card.singers
+    ]
+    measured = [
+        (name, "none" if value is None else f"{value:.4g}")
+        for name, value in metrics.items()
+    ]
+    return _TEXT.format(
+        name=name,
+        warnings="\n".join([*warnings, ""]),
+        num_singers=len(card.singers),
+        sample_rate=card.sample_rate,
+        singer=card.singers[0].name,
+        facts=_rows(facts.items()),
+        singers=_rows(singers),
+        metrics=_rows(measured) or "| none yet | |",
+        files="\n".join(f"- `{file}`: {how}" for file, how in files.items()) or "None.",
+    )
+
+
+def _pitches(singer) -> tuple[float, float, float]:
+    return singer.mean_f0_hz, singer.low_f0_hz, singer.high_f0_hz
+
+
+def _rows(cells) -> str:
+    """Lines of a table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+_TEXT = """\
+# {name}
+
+{warnings}A singing voice conversion model of svc_jax: {num_singers} voices at {sample_rate} Hz. It takes
+singing of one isolated voice.
+
+```sh
+python -m svc_jax.convert --model {name} --singer "{singer}" --output out/ song.wav
+```
+
+| | |
+|---|---|
+{facts}
+
+## Voices
+
+| singer | minutes | mean f0, Hz | lowest | highest |
+|---|---|---|---|---|
+{singers}
+
+## Metrics
+
+| | |
+|---|---|
+{metrics}
+
+## Files it comes without
+
+{files}
+
+Convert a voice only with the consent of the person it belongs to, and say that a
+conversion is one.
+"""
