@@ -247,6 +247,19 @@ def untrained(model: Model) -> Model:
     return dataclasses.replace(model, params=jax.jit(init)(jax.random.key(0)))
 
 
+def check_free(output):
+    """Raises UserError unless a folder of that name can be made."""
+    output = pathlib.Path(output)
+    if output.exists():
+        raise UserError(f"{output}: exists; remove it or name another --output.")
+    place = next(p for p in output.absolute().parents if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{output}: cannot be written ({place} is no folder, or not yours); name"
+            " another --output."
+        )
+
+
 def save(
     model: Model,
     source,

@@ -73,37 +73,26 @@ def convert(model: Model, source, output, wish: Wish) -> list[str]:
       UserError: if the source cannot be used, or the output not be written.
     """
     geometry = model.extractor.geometry
-    with contextlib.ExitStack() as stack:
-        try:
-            measures, audio = listening.listen(str(source), geometry.sample_rate)
-            stack.enter_context(audio)
-            if measures.error is not None:
-                reason, detail = measures.error
-                raise UserError(f"{source}: {detail}; {REMEDIES[reason]}.")
-            heard, content = _hear(model, audio)
-            f0_hz, slipped = pitch.repair_octaves(
-                heard.features.f0_hz, geometry.frame_rate
-            )
-            f0_hz = _asked_f0(model, f0_hz, wish)
-            rate = measures.sample_rate if wish.keep_rate else geometry.sample_rate
-            pieces = synthesis.sing(
-                model,
-                f0_hz,
-                heard.features.loudness_db + np.float32(wish.gain_db),
-                content,
-                synthesis.voice_of(model, wish.mix)[0],
-                seed=wish.seed,
-            )
-            pieces = _resampled(pieces, geometry.sample_rate, rate)
-            silences = listening.silences(str(source), SILENCE_SECONDS)
-            silences = silences * (rate / measures.sample_rate)
-            sung = stack.enter_context(listening.Audio())
-            peak = _keep(sung, _gated(pieces, silences, rate), rate)
-        except OSError as error:
-            raise UserError(
-                f"{source}: its samples cannot be kept in {tempfile.gettempdir()}"
-                f" ({audio_files.reason(error)}); make room there, or set TMPDIR."
-            ) from error
+    with (
+        listened(source, geometry.sample_rate) as (measures, audio),
+        listening.Audio() as sung,
+    ):
+        heard, content = hear(model, audio)
+        f0_hz, slipped = pitch.repair_octaves(heard.features.f0_hz, geometry.frame_rate)
+        f0_hz = _asked_f0(model, f0_hz, wish)
+        rate = measures.sample_rate if wish.keep_rate else geometry.sample_rate
+        pieces = synthesis.sing(
+            model,
+            f0_hz,
+            heard.features.loudness_db + np.float32(wish.gain_db),
+            content,
+            synthesis.voice_of(model, wish.mix)[0],
+            seed=wish.seed,
+        )
+        pieces = _resampled(pieces, geometry.sample_rate, rate)
+        silences = listening.silences(str(source), SILENCE_SECONDS)
+        silences = silences * (rate / measures.sample_rate)
+        peak = _keep(sung, _gated(pieces, silences, rate), rate)
         changes = list(_changes(measures, rate))
         if slipped:
             seconds = slipped / geometry.frame_rate
@@ -120,6 +109,34 @@ def convert(model: Model, source, output, wish: Wish) -> list[str]:
     if wish.f0_output:
         f0_files.write(wish.f0_output, f0_hz, geometry.frame_rate)
     return changes
+
+
+@contextlib.contextmanager
+def listened(source, sample_rate: int):
+    """What a recording measures, and its samples, kept on the disk for as long.
+
+    Args:
+      source: path of a recording, of any format, rate, length and channels.
+      sample_rate: wanted, in Hz.
+
+    Yields:
+      (listening.Measures, listening.Audio).
+
+    Raises:
+      UserError: if it cannot be used, or its samples not be kept.
+    """
+    try:
+        measures, audio = listening.listen(str(source), sample_rate)
+        with audio:
+            if measures.error is not None:
+                reason, detail = measures.error
+                raise UserError(f"{source}: {detail}; {REMEDIES[reason]}.")
+            yield measures, audio
+    except OSError as error:
+        raise UserError(
+            f"{source}: its samples cannot be kept in {tempfile.gettempdir()}"
+            f" ({audio_files.reason(error)}); make room there, or set TMPDIR."
+        ) from error
 
 
 def _asked_f0(model: Model, own_f0_hz, wish: Wish):
@@ -155,8 +172,12 @@ def _changes(measures: listening.Measures, rate: int) -> Iterator[str]:
         yield f"resampled from {measures.sample_rate} to {rate} Hz"
 
 
-def _hear(model: Model, audio: listening.Audio):
-    """(Extracted of a recording, the parts of its asr_features [A', D])."""
+def hear(model: Model, audio: listening.Audio):
+    """What a model hears in a recording of any length.
+
+    Returns:
+      (Extracted of a recording, without axis B; the parts of its asr_features [A', D]).
+    """
     extractor, geometry = model.extractor, model.extractor.geometry
     num_samples = geometry.padded_length(audio.num_samples)
     if num_samples > LONG_SECONDS * geometry.sample_rate:

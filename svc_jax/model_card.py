@@ -34,6 +34,37 @@ def missing(statement: Statement) -> list[str]:
     return [said for name, said in MISSING.items() if not getattr(statement, name)]
 
 
+def read(folder) -> Statement:
+    """What the card of a model says; empty where it says nothing, or there is none."""
+    path = pathlib.Path(folder, "README.md")
+    rows = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    said = {row[0]: row[1] for row in cells if len(row) == 2}
+    found = (said.get(heading, "") for heading in _HEADINGS)
+    return Statement(*("" if text == _NOT_STATED else text for text in found))
+
+
+def joined(known: Statement, new: Statement, name: str) -> Statement:
+    """What is known of a model that was given one more voice.
+
+    A licence is the newest; consent and data are stated where they are for all voices.
+
+    Args:
+      known: of the model before.
+      new: of the voice.
+      name: of the voice.
+    """
+
+    def both(before: str, added: str) -> str:
+        return f"{before}; {name}: {added}" if before and added else ""
+
+    return Statement(
+        new.licence or known.licence,
+        both(known.consent, new.consent),
+        both(known.data, new.data),
+    )
+
+
 def read_report(path) -> dict[str, float | None]:
     """Means over all conversions of a report of svc_jax.evaluate.
 
@@ -61,9 +92,12 @@ def text(model, name: str, statement: Statement, metrics: dict, files: dict) -> 
     card = model.card
     warnings = [f"**Warning: {said}.**\n" for said in missing(statement)]
     facts = {
-        "licence": statement.licence or "not stated",
-        "consent of the singers": statement.consent or "not stated",
-        "data": statement.data or "not stated",
+        **{
+            heading: text or _NOT_STATED
+            for heading, text in zip(
+                _HEADINGS, dataclasses.astuple(statement), strict=True
+            )
+        },
         "recordings": f"{sum(s.minutes for s in card.singers):.1f} minutes",
         "generator": model.config.generator.name,
         "pitch by": f"{card.f0['network']}, sha256 {card.f0['sha256']}",
@@ -98,6 +132,9 @@ def _rows(cells) -> str:
     """Lines of a table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
+
+_HEADINGS = ("licence", "consent of the singers", "data")  # of a Statement's fields
+_NOT_STATED = "not stated"
 
 _TEXT = """\
 # {name}

@@ -45,6 +45,7 @@ LEVELS = (
         "svc_jax.bundles",
         "svc_jax.synthesis",
         "svc_jax.conversion",
+        "svc_jax.adaptation",
         "svc_jax.parity",
         "svc_jax.programs",
         "svc_jax.model_card",

@@ -1,0 +1,307 @@
+"""A new voice for a trained model, from seconds or minutes of recordings.
+
+The generator knows a voice as an embedding. First the best mixture of the known voices
+is sought, then the embedding is free, and at last, if that is asked for, the generator
+learns too. Each stage minimises L_recon (method.md, 3) on clips of the recordings and
+keeps the running mean that is best on clips held out of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from data_pipeline.schema import Singer
+from svc_jax import builders, conversion, losses, optimizers, pitch, steps
+from svc_jax.bundles import Model
+from svc_jax.errors import UserError
+from svc_jax.types import Features, NetworkState
+
+BATCH_SIZE = 4  # clips
+HELD_OUT_EVERY = 5  # clips; the one in the middle is held out
+MAX_HELD_OUT = 32
+MIN_CLIPS = 3
+CHECK_EVERY = 10  # steps
+PATIENCE = 4  # checks without a better one
+EMA_DECAY = 0.95
+OPTIMIZER = optimizers.clipped_adamw(max_grad_norm=1.0, b2=0.99, weight_decay=0.0)
+
+
+@flax.struct.dataclass
+class Clips:
+    """Short pieces of recordings and their features.
+
+    Attributes:
+      audio: [C, N] in [-1, 1].
+      features: Features [C, ...].
+    """
+
+    audio: jax.Array
+    features: Features
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    def __getitem__(self, chosen) -> "Clips":
+        return jax.tree.map(lambda x: x[chosen], self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of adapting.
+
+    Attributes:
+      name: for people.
+      read: (params of G, voices [S, E] of its singers, what is learnt) -> (params of G,
+        voice [E]).
+      learning_rate: of Adam.
+      num_steps: at most.
+    """
+
+    name: str
+    read: Callable
+    learning_rate: float
+    num_steps: int
+
+
+def mixed(logits, voices):
+    """A convex combination of voices: [S], [S, E] -> [E]."""
+    return jax.nn.softmax(logits) @ voices
+
+
+MIXTURE = Stage(
+    "mixture", lambda params, voices, logits: (params, mixed(logits, voices)), 0.1, 200
+)
+VOICE = Stage("voice", lambda params, _, voice: (params, voice), 0.03, 400)
+FINETUNE = Stage("finetune", lambda _, __, both: both, 1e-4, 400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What came of it; distances are L_recon on the held-out clips.
+
+    Attributes:
+      params: of the generator; without finetuning, as they were.
+      voice: [E].
+      weights: [S] of the known singers in the mixture.
+      singers: [S] distance of each known singer.
+      mixture: distance of the mixture.
+      adapted: distance in the end.
+    """
+
+    params: Any
+    voice: np.ndarray
+    weights: np.ndarray
+    singers: np.ndarray
+    mixture: float
+    adapted: float
+
+
+# Recordings.
+
+
+def hear(model: Model, source):
+    """Audio [N] and Features [T], [T], [A, D] of a recording, N on every grid.
+
+    Raises:
+      UserError: if it cannot be used.
+    """
+    geometry = model.extractor.geometry
+    with conversion.listened(source, geometry.sample_rate) as (_, recorded):
+        extracted, content = conversion.hear(model, recorded)
+        audio = recorded.read(0, geometry.padded_length(recorded.num_samples))
+        features = extracted.features
+        f0_hz, _ = pitch.repair_octaves(features.f0_hz, geometry.frame_rate)
+        content = np.concatenate(list(content))
+    return audio, Features(f0_hz, features.loudness_db, content)
+
+
+def cut(heard, geometry) -> Clips:
+    """Clips, as long as training segments, of recordings one after the other.
+
+    Args:
+      heard: of each recording (audio, Features), from `hear`.
+      geometry: of the model.
+
+    Raises:
+      UserError: if there is voice in fewer than MIN_CLIPS.
+    """
+    audio, features = jax.tree.map(lambda *parts: np.concatenate(parts), *heard)
+    count = audio.size // geometry.segment_samples
+
+    def clips(x):
+        length = len(x) * geometry.segment_samples // audio.size
+        return x[: count * length].reshape(count, length, *x.shape[1:])
+
+    # A recording may be shorter than a clip; where one ends within it, no matter.
+    cut = Clips(clips(audio), jax.tree.map(clips, features))
+    voiced = cut[(cut.features.f0_hz > 0).any(axis=1)]
+    if len(voiced) < MIN_CLIPS:
+        seconds = geometry.segment_samples / geometry.sample_rate
+        raise UserError(
+            f"--input holds {len(voiced) * seconds:g} s of voice; {MIN_CLIPS * seconds:g}"
+            " s are the least, half a minute is good."
+        )
+    return voiced
+
+
+def hold_out(clips: Clips) -> tuple[Clips, Clips]:
+    """(clips to learn from, clips to judge by), the latter spread over all."""
+    every = max(HELD_OUT_EVERY, -(-len(clips) // MAX_HELD_OUT))
+    is_held = np.arange(len(clips)) % every == min(every, len(clips)) // 2
+    return clips[~is_held], clips[is_held]
+
+
+def describe(name: str, heard, geometry) -> Singer:
+    """What a model's card says of a singer."""
+    f0_hz = np.concatenate([features.f0_hz for _, features in heard])
+    voiced = f0_hz[f0_hz > 0].astype(np.float64)
+    low_hz, high_hz = np.percentile(voiced, [1, 99])
+    seconds = sum(audio.size for audio, _ in heard) / geometry.sample_rate
+    return Singer(name, voiced.mean(), low_hz, high_hz, seconds / 60)
+
+
+# Learning.
+
+
+def distance(generator: nn.Module, fft_sizes, params, voice, clips: Clips, noise):
+    """L_recon of clips sung in a voice [E]; scalar."""
+    voices = jnp.broadcast_to(voice, (len(clips), voice.size))
+    sung = generator.apply({"params": params}, clips.features, voices, noise)
+    return losses.spectral_loss(sung, clips.audio, fft_sizes)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def distances(generator: nn.Module, fft_sizes, params, voices, clips: Clips):
+    """L_recon of clips in each of several voices, [V, E] -> [V]; always the same noise."""
+    noise = steps.draw_noise(jax.random.key(0), *clips.audio.shape)
+
+    def of_clip(voice, given):
+        clip, noise = jax.tree.map(lambda x: x[None], given)
+        return distance(generator, fft_sizes, params, voice, clip, noise)
+
+    def of_voice(voice):
+        # One after the other: memory for one, however many there are.
+        return jnp.mean(jax.lax.map(partial(of_clip, voice), (clips, noise)))
+
+    return jax.lax.map(of_voice, voices)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _update(generator, fft_sizes, stage: Stage, known, state, clips: Clips, rng):
+    """One step on a few clips: (NetworkState, running mean) -> the same."""
+    network, mean, step = state
+    rng_clips, rng_noise = jax.random.split(jax.random.fold_in(rng, step))
+    batch = clips[jax.random.randint(rng_clips, (BATCH_SIZE,), 0, len(clips))]
+    noise = steps.draw_noise(rng_noise, *batch.audio.shape)
+
+    def loss(learnt):
+        params, voice = stage.read(*known, learnt)
+        return distance(generator, fft_sizes, params, voice, batch, noise)
+
+    grads = jax.grad(loss)(network.params)
+    network = optimizers.apply(OPTIMIZER, network, grads, stage.learning_rate)
+    # A short memory at first, as in training.
+    share = jnp.maximum(1 - EMA_DECAY, 9 / (10 + step))
+    return network, optax.incremental_update(network.params, mean, share), step + 1
+
+
+def learn(generator, fft_sizes, stage: Stage, known, start, clips, held_out, rng):
+    """One stage, until held-out clips are sung no better.
+
+    Args:
+      generator: the module.
+      fft_sizes: of L_recon.
+      stage: which.
+      known: (params of G, voices [S, E]).
+      start: of what is learnt.
+      clips, held_out: from `hold_out`.
+      rng: key of noise and choice of clips.
+
+    Returns:
+      (what was best, its distance).
+    """
+    from tqdm import tqdm
+
+    def judge(learnt) -> float:
+        params, voice = stage.read(*known, learnt)
+        judged = distances(generator, fft_sizes, params, voice[None], held_out)
+        return float(judged[0])
+
+    best, best_distance, failures = start, judge(start), 0
+    state = NetworkState(start, OPTIMIZER.init(start)), start, jnp.zeros((), jnp.int32)
+    with tqdm(total=stage.num_steps, desc=stage.name, unit="step", disable=None) as bar:
+        for step in range(1, stage.num_steps + 1):
+            state = _update(generator, fft_sizes, stage, known, state, clips, rng)
+            bar.update()
+            if step % CHECK_EVERY:
+                continue
+            found = judge(state[1])
+            failures = 0 if found < best_distance else failures + 1
+            if not failures:
+                best, best_distance = state[1], found
+            bar.set_postfix({"distance": f"{best_distance:.3f}"}, refresh=False)
+            if failures == PATIENCE:
+                break
+    return best, best_distance
+
+
+def adapt(model: Model, clips: Clips, *, finetune: bool = False, seed: int = 0):
+    """Seeks a voice in which the model sings clips as they are: Adapted.
+
+    Args:
+      model: with several singers.
+      clips: of the new singer.
+      finetune: the generator learns too, and with it all its voices change.
+      seed: of noise and choice of clips.
+    """
+    generator = model.generator
+    fft_sizes = builders.objective(model.config).fft_sizes
+    singer_ids = jnp.arange(generator.num_singers)
+    voices = generator.apply({"params": model.params}, singer_ids, method="embed")
+    known = model.params, voices
+    clips, held_out = hold_out(clips)
+    run = partial(
+        learn, generator, fft_sizes, known=known, clips=clips, held_out=held_out
+    )
+    rngs = jax.random.split(jax.random.key(seed), 3)
+
+    singers = distances(generator, fft_sizes, *known, held_out)
+    # Those who come near weigh more from the start.
+    start = 3 * jax.nn.standardize(-singers)
+    logits, mixture = run(stage=MIXTURE, start=start, rng=rngs[0])
+    voice, adapted = run(stage=VOICE, start=mixed(logits, voices), rng=rngs[1])
+    params = model.params
+    if finetune:
+        (params, voice), adapted = run(
+            stage=FINETUNE, start=(params, voice), rng=rngs[2]
+        )
+    weights = jax.nn.softmax(logits)
+    params, voice, weights, singers = jax.device_get((params, voice, weights, singers))
+    return Adapted(params, voice, weights, singers, mixture, adapted)
+
+
+def with_singer(model: Model, singer: Singer, params, voice) -> Model:
+    """A model with one more singer, the last.
+
+    Args:
+      model: with several singers.
+      singer: for its card.
+      params: of the generator, still with its own singers.
+      voice: [E].
+    """
+    table = params["singers"]["embedding"]
+    table = np.concatenate([np.asarray(table), voice[None]])
+    return dataclasses.replace(
+        model,
+        generator=model.generator.clone(num_singers=len(table)),
+        params={**params, "singers": {"embedding": table}},
+        card=dataclasses.replace(model.card, singers=(*model.card.singers, singer)),
+    )

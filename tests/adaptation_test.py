@@ -1,0 +1,142 @@
+"""What is found of a new voice, where the truth is known: the model sang it itself."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from svc_jax import adaptation, parity, synthesis
+from svc_jax.adaptation import Clips
+from svc_jax.errors import UserError
+from svc_jax.geometry import FrameGeometry
+from svc_jax.types import Features
+
+GEOMETRY = FrameGeometry(segment_samples=3200)
+NUM_CLIPS = 15
+
+
+@pytest.fixture(scope="module", params=["wavenet", "source_filter"])
+def model(request, model_of):
+    """A model whose voices differ, which fresh parameters are not made for."""
+    model = model_of(request.param)
+    rng = np.random.default_rng(4)
+
+    def shaken(x):
+        return np.asarray(x + 0.2 * rng.standard_normal(x.shape), np.float32)
+
+    return dataclasses.replace(model, params=jax.tree.map(shaken, model.params))
+
+
+def sung(model, voice) -> Clips:
+    """A song of the model's in a voice [1, E]."""
+    features, _, noise = parity.inputs(model, 10 * NUM_CLIPS)
+    audio = parity.singing(model)(features, voice, noise)
+    song = jax.tree.map(lambda x: np.asarray(x)[0], (audio, features))
+    return adaptation.cut([song], GEOMETRY)
+
+
+def test_a_known_singer_is_found_in_the_mixture(model):
+    for index, name in enumerate(("alto", "bass")):
+        voice, _ = synthesis.voice_of(model, {name: 1.0})
+        adapted = adaptation.adapt(model, sung(model, voice))
+        assert adapted.singers.argmin() == index
+        assert adapted.weights[index] > 0.8
+        assert adapted.weights.sum() == pytest.approx(1, abs=1e-5)
+        assert adapted.mixture < adapted.singers[1 - index]
+
+
+def test_an_unknown_voice_comes_nearer_and_the_generator_stays(model):
+    voice = np.float32([[1.5, -1.0, 2.0, -2.0, 1.0, 0.5]])
+    clips = sung(model, voice)
+    adapted = adaptation.adapt(model, clips)
+    assert adapted.adapted < adapted.mixture
+    assert adapted.adapted < 0.9 * adapted.singers.min()
+    jax.tree.map(np.testing.assert_array_equal, adapted.params, model.params)
+    # The same again: a run is a function of its seed.
+    again = adaptation.adapt(model, clips)
+    np.testing.assert_array_equal(again.voice, adapted.voice)
+
+
+def test_finetuning_moves_the_generator_but_not_the_known_voices(model):
+    voice = np.float32([[1.5, -1.0, 2.0, -2.0, 1.0, 0.5]])
+    clips = sung(model, 2 * voice)
+    plain = adaptation.adapt(model, clips)
+    tuned = adaptation.adapt(model, clips, finetune=True)
+    assert tuned.adapted < plain.adapted
+    found, known = (
+        {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
+        for tree in (tuned.params, model.params)
+    )
+    changed = [name for name in known if (found[name] != known[name]).any()]
+    assert changed
+    np.testing.assert_array_equal(
+        tuned.params["singers"]["embedding"], model.params["singers"]["embedding"]
+    )
+
+
+def test_a_singer_is_added_beside_the_others(model):
+    singer = dataclasses.replace(model.card.singers[0], name="me", mean_f0_hz=300.0)
+    voice = np.arange(6, dtype=np.float32)
+    grown = adaptation.with_singer(model, singer, model.params, voice)
+    found, mean_hz = synthesis.voice_of(grown, {"me": 1.0})
+    np.testing.assert_array_equal(found, voice[None])
+    assert mean_hz == 300.0
+    assert [s.name for s in model.card.singers] == ["alto", "bass"]
+    features, _, noise = parity.inputs(model, 10)
+    for name in ("alto", "bass"):
+        before, after = (
+            parity.singing(m)(features, synthesis.voice_of(m, {name: 1.0})[0], noise)
+            for m in (model, grown)
+        )
+        np.testing.assert_array_equal(before, after)
+
+
+# Clips.
+
+
+def recording(num_asr_frames: int, f0_hz: float):
+    """Audio that counts its samples, and features that count their frames."""
+    frames, samples = 5 * num_asr_frames, 320 * num_asr_frames
+    content = np.arange(num_asr_frames, dtype=np.float32)[:, None]
+    count = np.arange(frames, dtype=np.float32)
+    features = Features(np.full(frames, f0_hz, np.float32), count, content)
+    return np.arange(samples, dtype=np.float32), features
+
+
+def test_clips_are_cut_on_all_grids_across_recordings():
+    heard = [recording(25, 100.0), recording(10, 0.0), recording(18, 200.0)]
+    clips = adaptation.cut(heard, GEOMETRY)
+    # 53 ASR frames are five clips and a rest; 10 from the 30th on have no voice but in
+    # its second half.
+    assert clips.audio.shape == (5, 3200)
+    assert clips.features.f0_hz.shape == (5, 50)
+    assert clips.features.asr_features.shape == (5, 10, 1)
+    for clip in clips.audio[0], clips.audio[1]:
+        assert (np.diff(clip) == 1).all()
+    np.testing.assert_array_equal(clips.features.loudness_db[1], np.arange(50, 100))
+    silent = adaptation.cut([recording(40, 100.0), recording(20, 0.0)], GEOMETRY)
+    assert len(silent) == 4
+
+
+def test_too_little_voice_is_refused():
+    with pytest.raises(UserError, match=r"^--input holds 0.4 s of voice; 0.6 s are"):
+        adaptation.cut([recording(20, 100.0), recording(90, 0.0)], GEOMETRY)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 30, 160, 1000])
+def test_some_of_all_is_held_out(count):
+    audio = np.arange(count)[:, None]
+    learnt, held_out = adaptation.hold_out(Clips(audio, Features(audio, audio, audio)))
+    assert 1 <= len(held_out) <= adaptation.MAX_HELD_OUT
+    assert len(held_out) <= -(-count // 5)
+    together = np.sort(np.concatenate([learnt.audio, held_out.audio])[:, 0])
+    np.testing.assert_array_equal(together, np.arange(count))
+
+
+def test_a_singer_is_described_by_voiced_frames():
+    heard = [recording(25, 100.0), recording(10, 0.0), recording(25, 200.0)]
+    singer = adaptation.describe("me", heard, GEOMETRY)
+    assert (singer.name, singer.mean_f0_hz) == ("me", 150.0)
+    assert (singer.low_f0_hz, singer.high_f0_hz) == (100.0, 200.0)
+    assert singer.minutes == pytest.approx(60 * 0.02 / 60)
