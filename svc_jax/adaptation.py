@@ -53,14 +53,19 @@ class Clips:
         return jax.tree.map(lambda x: x[chosen], self)
 
 
+def mixed(logits, voices):
+    """A convex combination of voices: [S], [S, E] -> [E]."""
+    return jax.nn.softmax(logits) @ voices
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A part of adapting.
 
     Attributes:
       name: for people.
-      read: (params of G, voices [S, E] of its singers, what is learnt) -> (params of G,
-        voice [E]).
+      read: (voices [S, E] of the known singers, what is learnt) -> dict of the new
+        `voice` [E] and, where G learns, its `params`.
       learning_rate: of Adam.
       num_steps: at most.
     """
@@ -71,16 +76,11 @@ class Stage:
     num_steps: int
 
 
-def mixed(logits, voices):
-    """A convex combination of voices: [S], [S, E] -> [E]."""
-    return jax.nn.softmax(logits) @ voices
-
-
 MIXTURE = Stage(
-    "mixture", lambda params, voices, logits: (params, mixed(logits, voices)), 0.1, 200
+    "mixture", lambda voices, logits: {"voice": mixed(logits, voices)}, 0.15, 100
 )
-VOICE = Stage("voice", lambda params, _, voice: (params, voice), 0.03, 400)
-FINETUNE = Stage("finetune", lambda _, __, both: both, 1e-4, 400)
+VOICE = Stage("voice", lambda _, voice: {"voice": voice}, 0.05, 300)
+FINETUNE = Stage("finetune", lambda _, both: both, 2e-4, 300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,48 +179,49 @@ def distance(generator: nn.Module, fft_sizes, params, voice, clips: Clips, noise
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def distances(generator: nn.Module, fft_sizes, params, voices, clips: Clips):
-    """L_recon of clips in each of several voices, [V, E] -> [V]; always the same noise."""
+def judge(generator: nn.Module, fft_sizes, params, voice, clips: Clips):
+    """L_recon of clips, always with the same noise and in the memory for one; scalar."""
     noise = steps.draw_noise(jax.random.key(0), *clips.audio.shape)
 
-    def of_clip(voice, given):
+    def of_clip(given):
         clip, noise = jax.tree.map(lambda x: x[None], given)
         return distance(generator, fft_sizes, params, voice, clip, noise)
 
-    def of_voice(voice):
-        # One after the other: memory for one, however many there are.
-        return jnp.mean(jax.lax.map(partial(of_clip, voice), (clips, noise)))
-
-    return jax.lax.map(of_voice, voices)
+    return jnp.mean(jax.lax.map(of_clip, (clips, noise)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _update(generator, fft_sizes, stage: Stage, known, state, clips: Clips, rng):
-    """One step on a few clips: (NetworkState, running mean) -> the same."""
-    network, mean, step = state
-    rng_clips, rng_noise = jax.random.split(jax.random.fold_in(rng, step))
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(generator, fft_sizes, params, changed, clips: Clips, rng):
+    """Of L_recon of a few clips, by what a Stage reads; stages share the program."""
+    rng_clips, rng_noise = jax.random.split(rng)
     batch = clips[jax.random.randint(rng_clips, (BATCH_SIZE,), 0, len(clips))]
     noise = steps.draw_noise(rng_noise, *batch.audio.shape)
 
-    def loss(learnt):
-        params, voice = stage.read(*known, learnt)
-        return distance(generator, fft_sizes, params, voice, batch, noise)
+    def loss(changed):
+        singing = {"params": params, **changed}
+        return distance(generator, fft_sizes, **singing, clips=batch, noise=noise)
 
-    grads = jax.grad(loss)(network.params)
+    return jax.grad(loss)(changed)
+
+
+@partial(jax.jit, static_argnums=0)
+def _follow(stage: Stage, voices, network: NetworkState, mean, gradients, step):
+    """One step: (NetworkState, running mean) -> the same."""
+    _, pull_back = jax.vjp(partial(stage.read, voices), network.params)
+    (grads,) = pull_back(gradients)
     network = optimizers.apply(OPTIMIZER, network, grads, stage.learning_rate)
     # A short memory at first, as in training.
     share = jnp.maximum(1 - EMA_DECAY, 9 / (10 + step))
-    return network, optax.incremental_update(network.params, mean, share), step + 1
+    return network, optax.incremental_update(network.params, mean, share)
 
 
-def learn(generator, fft_sizes, stage: Stage, known, start, clips, held_out, rng):
+def learn(model: Model, stage: Stage, voices, start, clips, held_out, rng):
     """One stage, until held-out clips are sung no better.
 
     Args:
-      generator: the module.
-      fft_sizes: of L_recon.
+      model: for its generator.
       stage: which.
-      known: (params of G, voices [S, E]).
+      voices: [S, E] of the known singers.
       start: of what is learnt.
       clips, held_out: from `hold_out`.
       rng: key of noise and choice of clips.
@@ -230,27 +231,41 @@ def learn(generator, fft_sizes, stage: Stage, known, start, clips, held_out, rng
     """
     from tqdm import tqdm
 
-    def judge(learnt) -> float:
-        params, voice = stage.read(*known, learnt)
-        judged = distances(generator, fft_sizes, params, voice[None], held_out)
-        return float(judged[0])
+    generator, fft_sizes = model.generator, _fft_sizes(model)
 
-    best, best_distance, failures = start, judge(start), 0
-    state = NetworkState(start, OPTIMIZER.init(start)), start, jnp.zeros((), jnp.int32)
+    def judged(learnt) -> float:
+        singing = {"params": model.params, **stage.read(voices, learnt)}
+        return float(judge(generator, fft_sizes, **singing, clips=held_out))
+
+    best, best_distance, failures = start, judged(start), 0
+    network, mean = NetworkState(start, OPTIMIZER.init(start)), start
     with tqdm(total=stage.num_steps, desc=stage.name, unit="step", disable=None) as bar:
-        for step in range(1, stage.num_steps + 1):
-            state = _update(generator, fft_sizes, stage, known, state, clips, rng)
+        for step in range(stage.num_steps):
+            changed = stage.read(voices, network.params)
+            gradients = _gradients(
+                generator,
+                fft_sizes,
+                model.params,
+                changed,
+                clips,
+                jax.random.fold_in(rng, step),
+            )
+            network, mean = _follow(stage, voices, network, mean, gradients, step)
             bar.update()
-            if step % CHECK_EVERY:
+            if (step + 1) % CHECK_EVERY:
                 continue
-            found = judge(state[1])
+            found = judged(mean)
             failures = 0 if found < best_distance else failures + 1
             if not failures:
-                best, best_distance = state[1], found
+                best, best_distance = mean, found
             bar.set_postfix({"distance": f"{best_distance:.3f}"}, refresh=False)
             if failures == PATIENCE:
                 break
     return best, best_distance
+
+
+def _fft_sizes(model: Model) -> tuple[int, ...]:
+    return builders.objective(model.config).fft_sizes
 
 
 def adapt(model: Model, clips: Clips, *, finetune: bool = False, seed: int = 0):
@@ -262,29 +277,27 @@ def adapt(model: Model, clips: Clips, *, finetune: bool = False, seed: int = 0):
       finetune: the generator learns too, and with it all its voices change.
       seed: of noise and choice of clips.
     """
-    generator = model.generator
-    fft_sizes = builders.objective(model.config).fft_sizes
-    singer_ids = jnp.arange(generator.num_singers)
-    voices = generator.apply({"params": model.params}, singer_ids, method="embed")
-    known = model.params, voices
-    clips, held_out = hold_out(clips)
-    run = partial(
-        learn, generator, fft_sizes, known=known, clips=clips, held_out=held_out
-    )
+    singer_ids = jnp.arange(model.generator.num_singers)
+    voices = model.generator.apply({"params": model.params}, singer_ids, method="embed")
+    learnt, held_out = hold_out(clips)
+    run = partial(learn, model, voices=voices, clips=learnt, held_out=held_out)
     rngs = jax.random.split(jax.random.key(seed), 3)
 
-    singers = distances(generator, fft_sizes, *known, held_out)
+    sizes = _fft_sizes(model)
+    singers = np.asarray(
+        [judge(model.generator, sizes, model.params, v, held_out) for v in voices]
+    )
     # Those who come near weigh more from the start.
-    start = 3 * jax.nn.standardize(-singers)
+    start = jnp.asarray(3 * (singers.mean() - singers) / (singers.std() + 1e-9))
     logits, mixture = run(stage=MIXTURE, start=start, rng=rngs[0])
     voice, adapted = run(stage=VOICE, start=mixed(logits, voices), rng=rngs[1])
     params = model.params
     if finetune:
-        (params, voice), adapted = run(
-            stage=FINETUNE, start=(params, voice), rng=rngs[2]
-        )
+        start = {"params": params, "voice": voice}
+        both, adapted = run(stage=FINETUNE, start=start, rng=rngs[2])
+        params, voice = both["params"], both["voice"]
     weights = jax.nn.softmax(logits)
-    params, voice, weights, singers = jax.device_get((params, voice, weights, singers))
+    params, voice, weights = jax.device_get((params, voice, weights))
     return Adapted(params, voice, weights, singers, mixture, adapted)
 
 
