@@ -206,13 +206,14 @@ def _gradients(generator, fft_sizes, params, changed, clips: Clips, rng):
 
 @partial(jax.jit, static_argnums=0)
 def _follow(stage: Stage, voices, network: NetworkState, mean, gradients, step):
-    """One step: (NetworkState, running mean) -> the same."""
+    """One step: (NetworkState, running mean) -> the same, and what a Stage reads."""
     _, pull_back = jax.vjp(partial(stage.read, voices), network.params)
     (grads,) = pull_back(gradients)
     network = optimizers.apply(OPTIMIZER, network, grads, stage.learning_rate)
     # A short memory at first, as in training.
     share = jnp.maximum(1 - EMA_DECAY, 9 / (10 + step))
-    return network, optax.incremental_update(network.params, mean, share)
+    mean = optax.incremental_update(network.params, mean, share)
+    return network, mean, stage.read(voices, network.params)
 
 
 def learn(model: Model, stage: Stage, voices, start, clips, held_out, rng):
@@ -239,9 +240,9 @@ def learn(model: Model, stage: Stage, voices, start, clips, held_out, rng):
 
     best, best_distance, failures = start, judged(start), 0
     network, mean = NetworkState(start, OPTIMIZER.init(start)), start
+    changed = stage.read(voices, start)
     with tqdm(total=stage.num_steps, desc=stage.name, unit="step", disable=None) as bar:
         for step in range(stage.num_steps):
-            changed = stage.read(voices, network.params)
             gradients = _gradients(
                 generator,
                 fft_sizes,
@@ -250,7 +251,9 @@ def learn(model: Model, stage: Stage, voices, start, clips, held_out, rng):
                 clips,
                 jax.random.fold_in(rng, step),
             )
-            network, mean = _follow(stage, voices, network, mean, gradients, step)
+            network, mean, changed = _follow(
+                stage, voices, network, mean, gradients, step
+            )
             bar.update()
             if (step + 1) % CHECK_EVERY:
                 continue

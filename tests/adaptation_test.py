@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from svc_jax import adaptation, parity, synthesis
 from svc_jax.adaptation import Clips
@@ -13,7 +14,15 @@ from svc_jax.geometry import FrameGeometry
 from svc_jax.types import Features
 
 GEOMETRY = FrameGeometry(segment_samples=3200)
-NUM_CLIPS = 15
+NUM_CLIPS = 10
+STEPS = {"MIXTURE": 40, "VOICE": 60, "FINETUNE": 20}
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    for name, num_steps in STEPS.items():
+        stage = dataclasses.replace(getattr(adaptation, name), num_steps=num_steps)
+        monkeypatch.setattr(adaptation, name, stage)
 
 
 @pytest.fixture(scope="module", params=["wavenet", "source_filter"])
@@ -36,43 +45,31 @@ def sung(model, voice) -> Clips:
     return adaptation.cut([song], GEOMETRY)
 
 
-def test_a_known_singer_is_found_in_the_mixture(model):
-    for index, name in enumerate(("alto", "bass")):
-        voice, _ = synthesis.voice_of(model, {name: 1.0})
-        adapted = adaptation.adapt(model, sung(model, voice))
-        assert adapted.singers.argmin() == index
-        assert adapted.weights[index] > 0.8
-        assert adapted.weights.sum() == pytest.approx(1, abs=1e-5)
-        assert adapted.mixture < adapted.singers[1 - index]
+@pytest.mark.parametrize(("index", "name"), [(0, "alto"), (1, "bass")])
+def test_a_known_singer_is_found_in_the_mixture(model, index, name):
+    voice, _ = synthesis.voice_of(model, {name: 1.0})
+    adapted = adaptation.adapt(model, sung(model, voice))
+    assert adapted.singers.argmin() == index
+    assert adapted.weights[index] > 0.8
+    assert adapted.weights.sum() == pytest.approx(1, abs=1e-5)
+    assert adapted.mixture < adapted.singers[1 - index]
 
 
-def test_an_unknown_voice_comes_nearer_and_the_generator_stays(model):
-    voice = np.float32([[1.5, -1.0, 2.0, -2.0, 1.0, 0.5]])
+def test_an_unknown_voice_comes_nearer_and_at_last_the_generator_moves(model):
+    voice = np.float32([[3.0, -2.0, 4.0, -4.0, 2.0, 1.0]])
     clips = sung(model, voice)
     adapted = adaptation.adapt(model, clips)
     assert adapted.adapted < adapted.mixture
     assert adapted.adapted < 0.9 * adapted.singers.min()
     jax.tree.map(np.testing.assert_array_equal, adapted.params, model.params)
-    # The same again: a run is a function of its seed.
-    again = adaptation.adapt(model, clips)
-    np.testing.assert_array_equal(again.voice, adapted.voice)
-
-
-def test_finetuning_moves_the_generator_but_not_the_known_voices(model):
-    voice = np.float32([[1.5, -1.0, 2.0, -2.0, 1.0, 0.5]])
-    clips = sung(model, 2 * voice)
-    plain = adaptation.adapt(model, clips)
+    # A run is a function of its seed, so that this goes on from there.
     tuned = adaptation.adapt(model, clips, finetune=True)
-    assert tuned.adapted < plain.adapted
-    found, known = (
-        {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
-        for tree in (tuned.params, model.params)
-    )
-    changed = [name for name in known if (found[name] != known[name]).any()]
-    assert changed
-    np.testing.assert_array_equal(
-        tuned.params["singers"]["embedding"], model.params["singers"]["embedding"]
-    )
+    assert tuned.mixture == adapted.mixture
+    assert tuned.adapted < adapted.adapted
+    before, after = (traverse_util.flatten_dict(x.params) for x in (adapted, tuned))
+    assert any((before[name] != after[name]).any() for name in before)
+    known = ("singers", "embedding")
+    np.testing.assert_array_equal(before[known], after[known])
 
 
 def test_a_singer_is_added_beside_the_others(model):
