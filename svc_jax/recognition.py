@@ -30,14 +30,21 @@ def outputs(wav2letter, params, utterances, limits) -> Iterator[tuple]:
     import jax
 
     from data_pipeline import transcripts
-    from svc_jax import asr_steps
 
-    predict = jax.jit(functools.partial(asr_steps.predict, wav2letter))
     for batch, members in transcripts.eval_batches(utterances, **limits):
-        found, num_frames = jax.device_get(predict(params, batch))
+        found, num_frames = jax.device_get(_predict(wav2letter)(params, batch))
         for row, utterance in enumerate(members):
             count = num_frames[row]
             yield utterance, {name: array[row, :count] for name, array in found.items()}
+
+
+@functools.cache
+def _predict(wav2letter):
+    import jax
+
+    from svc_jax import asr_steps
+
+    return jax.jit(functools.partial(asr_steps.predict, wav2letter))
 
 
 class Errors:
