@@ -57,7 +57,8 @@ def join_hosts(
         )
     places = () if coordinator == "auto" else (coordinator, num_processes, process_id)
     try:
-        jax.distributed.initialize(*places)
+        # One that fails waits at its end for the others, which wait for it.
+        jax.distributed.initialize(*places, shutdown_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise UserError(

@@ -47,7 +47,7 @@ def test_one_device_of_model_holds_the_whole_state():
 def test_channels_that_cannot_be_split_are_named():
     leaf = jax.ShapeDtypeStruct((3, 6), "float32")
     state = {"generator": {"dense": {"kernel": leaf}}}
-    line = r"generator/dense/kernel: 6 channels cannot be split over config.num_model 4; "
+    line = "generator/dense/kernel: 6 channels cannot be split over config.num_model 4"
     with pytest.raises(UserError, match=line):
         sharding.state_shardings(state, sharding.make_mesh(4))
 
@@ -71,7 +71,9 @@ def test_one_host_feeds_whole_batches(num_model):
 def joined(monkeypatch):
     """What jax.distributed.initialize is called with."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *x: calls.append(x))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *places, **_: calls.append(places)
+    )
     for name in sharding.LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -103,7 +105,7 @@ def test_a_coordinator_alone_is_not_enough(joined):
 
 
 def test_others_that_are_not_found_end_in_one_line(monkeypatch):
-    def fail():
+    def fail(**_):
         raise ValueError("coordinator_address\nshould be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
