@@ -92,7 +92,8 @@ def claim(config, workdir):
     from svc_jax.errors import UserError
 
     made = pathlib.Path(workdir) / "data" / "dataset"
-    if config.data.embedded and jax.process_count() > 1 and not made.exists():
+    to_be_made = config.data.embedded and not config.data.dir and not made.exists()
+    if to_be_made and jax.process_count() > 1:
         raise UserError(
             f"{made}: the embedded dataset is made by one process; start the run with"
             " one until it trains, then with several."

@@ -112,9 +112,9 @@ def pod(tiny_config, tmp_path_factory):
 
 def test_two_processes_train_as_one(pod, tmp_path):
     config, workdir, metrics = pod
-    state = train.train(config, tmp_path)
-    assert_same_metrics(metrics, metrics_of(tmp_path), 1e-3)
-    assert_same_training(restored(config, workdir, 8), state, 1e-3)
+    alone = tmp_path / "one"
+    assert_same_metrics(metrics, start(config, alone, 1, 8), 1e-3)
+    assert_same_training(restored(config, workdir, 8), restored(config, alone, 8), 1e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
