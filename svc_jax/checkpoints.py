@@ -14,7 +14,16 @@ from svc_jax.errors import UserError
 
 # Keys that may change between two starts of one run: they change what is written or
 # how long it trains, not what is trained.
-HARMLESS = ("log_every", "checkpoint_every", "eval_every", "keep", "data.dir")
+HARMLESS = (
+    "log_every",
+    "checkpoint_every",
+    "eval_every",
+    "keep",
+    "data.dir",
+    "num_model",
+    "accumulate",
+    "remat",
+)
 
 
 def manager(workdir, *, keep: int | None) -> ocp.CheckpointManager:

@@ -1,5 +1,6 @@
 """A table of a run's networks: parameters, receptive fields, cost, rates."""
 
+import dataclasses
 import math
 
 import jax
@@ -82,6 +83,9 @@ def table(networks: steps.Networks) -> str:
     Returns:
       Lines of text.
     """
+    # What a layer computes again would hide its name.
+    generator = networks.generator.clone(remat=None)
+    networks = dataclasses.replace(networks, generator=generator)
     extractor = networks.extractor
     geometry = extractor.geometry
     seconds = geometry.segment_samples / geometry.sample_rate

@@ -16,33 +16,54 @@ from svc_jax import command_line
 SCALES = "feature_scales.json"  # of the perceptual losses, in the workdir
 
 
+def find_dataset(config, workdir):
+    """The dataset of a run, made first if it is the embedded one.
+
+    Args:
+      config: of the run.
+      workdir: gets the embedded dataset.
+
+    Returns:
+      (the dataset's folder, its card).
+
+    Raises:
+      UserError: if there is none.
+    """
+    from data_pipeline import embedded_dataset, schema
+    from svc_jax import builders
+    from svc_jax.errors import UserError
+
+    data_dir = config.data.dir
+    if config.data.embedded and not data_dir:
+        folder = pathlib.Path(workdir) / "data"
+        data_dir = embedded_dataset.make(folder, builders.geometry(config))
+    if not data_dir:
+        raise UserError(
+            "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
+            " (data_pipeline.prepare makes one from recordings)."
+        )
+    return data_dir, schema.Card.read(data_dir)
+
+
 def claim_dataset(config, workdir):
-    """The dataset of a run, its description and networks kept with the run.
+    """Keeps the description and networks of a run's dataset with the run.
 
     Args:
       config: of the run.
       workdir: gets singers.json and frozen/, so that it converts on its own.
 
     Returns:
-      (the dataset's folder, its card).
+      As `find_dataset`.
 
     Raises:
       UserError: if there is no dataset, or it differs from the run's.
     """
-    from data_pipeline import embedded_dataset, schema
-    from svc_jax import builders, checkpoints
+    from data_pipeline import schema
+    from svc_jax import checkpoints
     from svc_jax.errors import UserError
 
     workdir = pathlib.Path(workdir)
-    data_dir = config.data.dir
-    if config.data.embedded and not data_dir:
-        data_dir = embedded_dataset.make(workdir / "data", builders.geometry(config))
-    if not data_dir:
-        raise UserError(
-            "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
-            " (data_pipeline.prepare makes one from recordings)."
-        )
-    card = schema.Card.read(data_dir)
+    data_dir, card = find_dataset(config, workdir)
     if not checkpoints.has_begun(workdir):
         shutil.copytree(
             pathlib.Path(data_dir) / schema.FROZEN,
@@ -57,6 +78,28 @@ def claim_dataset(config, workdir):
             " --workdir."
         )
     return data_dir, card
+
+
+def claim(config, workdir):
+    """Makes a workdir this run's; process 0 does it for all.
+
+    Raises:
+      UserError: if it is another run's, or there is nothing to train on.
+    """
+    import jax
+
+    from svc_jax import checkpoints
+    from svc_jax.errors import UserError
+
+    made = pathlib.Path(workdir) / "data" / "dataset"
+    to_be_made = config.data.embedded and not config.data.dir and not made.exists()
+    if to_be_made and jax.process_count() > 1:
+        raise UserError(
+            f"{made}: the embedded dataset is made by one process; start the run with"
+            " one until it trains, then with several."
+        )
+    checkpoints.claim_workdir(workdir, config)
+    claim_dataset(config, workdir)
 
 
 def load_frozen(config, card, folder):
@@ -115,14 +158,14 @@ def run_scales(workdir, networks, objective, frozen, batch):
 
     import jax
 
-    from svc_jax import checkpoints, steps
+    from svc_jax import checkpoints, sharding, steps
 
     path = pathlib.Path(workdir) / SCALES
     if not path.exists():
         measure = jax.jit(functools.partial(steps.feature_scales, networks, objective))
         values = jax.device_get(measure(frozen, batch))
         scales = {name: float(value) for name, value in values.items()}
-        checkpoints.write_json(path, scales)
+        sharding.once(checkpoints.write_json, path, scales)
     return json.loads(path.read_text())
 
 
@@ -149,20 +192,23 @@ def train(config, workdir):
 
     geometry = builders.geometry(config)
     batches_of = loader(config.data.loader)
-    if config.batch_size % jax.device_count():
+    mesh = sharding.make_mesh(config.num_model)
+    num_shares = mesh.shape["data"] * config.accumulate
+    if config.batch_size % num_shares:
         raise UserError(
             f"config.batch_size {config.batch_size} cannot be split over"
-            f" {jax.device_count()} devices; make it a multiple."
+            f" {mesh.shape['data']} devices, config.accumulate {config.accumulate};"
+            f" make it a multiple of {num_shares}."
         )
-    checkpoints.claim_workdir(workdir, config)
-    data_dir, card = claim_dataset(config, workdir)
+    host, num_hosts = sharding.host_shard(mesh)
+    sharding.once(claim, config, workdir)
+    data_dir, card = find_dataset(config, workdir)
     extractor, frozen = load_frozen(config, card, workdir)
     input_pipeline.check_card(card, geometry, extractor.asr_size)
     networks = builders.networks(config, len(card.singers), extractor)
     optimizers = builders.run_optimizers(config)
     objective = builders.objective(config)
 
-    mesh = sharding.make_mesh(config.num_model)
     rng_init, rng_train, rng_eval = jax.random.split(jax.random.key(config.seed), 3)
     init = functools.partial(steps.init_state, networks, optimizers)
     validation_batches = batches_of.eval_batches(
@@ -170,20 +216,33 @@ def train(config, workdir):
         geometry,
         split=input_pipeline.eval_split(data_dir),
         batch_size=config.batch_size,
+        shard_index=host,
+        shard_count=num_hosts,
     )
-    validation = Batch(**validation_batches[0])
+    source = validation_batches[0]["audio"][0]
+    validation = sharding.to_global(Batch(**validation_batches[0]), mesh)
     frozen = sharding.put_replicated(frozen, mesh)
     scales = run_scales(workdir, networks, objective, frozen, validation)
 
     @functools.cache
     def step_fn(phase):
         return jax.jit(
-            functools.partial(steps.train_step, networks, optimizers, objective, phase),
+            functools.partial(
+                steps.train_step,
+                networks,
+                optimizers,
+                objective,
+                phase,
+                accumulate=config.accumulate,
+            ),
             out_shardings=(shardings, sharding.replicated(mesh)),
             donate_argnums=0,
         )
 
-    evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
+    evaluate = jax.jit(
+        functools.partial(steps.eval_step, networks, objective),
+        out_shardings=sharding.replicated(mesh),
+    )
     with (
         checkpoints.manager(workdir, keep=config.keep) as manager,
         metrics.Writer(workdir) as writer,
@@ -196,8 +255,8 @@ def train(config, workdir):
             batch_size=config.batch_size,
             seed=config.seed,
             first_step=first_step,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            shard_index=host,
+            shard_count=num_hosts,
             balance=config.data.balance,
         )
         for step in metrics.progress(first_step, config.num_steps, writer):
@@ -215,8 +274,9 @@ def train(config, workdir):
                     evaluate(state.ema_params, validation, frozen, scales, rng_eval)
                 )
                 writer.scalars(done, values)
-                for name, audio in {"source": validation.audio, **sung}.items():
-                    writer.audio(done, name, audio[0], geometry.sample_rate)
+                heard = {name: audio[0] for name, audio in sung.items()}
+                for name, audio in {"source": source, **heard}.items():
+                    writer.audio(done, name, audio, geometry.sample_rate)
             if done % config.checkpoint_every == 0 or last:
                 checkpoints.save(manager, done, state)
     return state
@@ -252,6 +312,7 @@ def describe(config) -> str:
 
 
 def main(_, flags):
+    from svc_jax import sharding
     from svc_jax.errors import UserError
 
     if flags.describe:
@@ -259,6 +320,7 @@ def main(_, flags):
         return
     if not flags.workdir:
         raise UserError("--workdir is empty; name a folder for the run.")
+    sharding.join_hosts(flags.coordinator, flags.num_processes, flags.process_id)
     train(flags.config, flags.workdir)
 
 
@@ -273,6 +335,14 @@ def define_flags():
         False,
         "Print the networks, their parameters and cost; train nothing.",
     )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0 where several train together; auto: JAX finds it, as"
+        " it does by itself under srun, in an indexed Kubernetes Job and on GKE's TPUs.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many they are; 1: train alone.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def run():

@@ -294,6 +294,39 @@ def test_matching_is_asked_of_the_passes_with_a_truth(state, batch, frozen, scal
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+def test_parts_of_a_batch_learn_what_the_whole_does(
+    state, batch, frozen, scales, step_results
+):
+    whole, whole_metrics = step_results("all")
+    step = functools.partial(
+        steps.train_step, NETWORKS, DESCENT, OBJECTIVE, PHASES["all"], accumulate=3
+    )
+    parts, metrics = jax.device_get(jax.jit(step)(state, batch, frozen, scales, RNG))
+    for name, value in whole_metrics.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3), name
+    for network in ("generator", "discriminator"):
+        before, one, other = (
+            getattr(s, network).params for s in (jax.device_get(state), whole, parts)
+        )
+        largest = max(
+            np.abs(old - new).max()
+            for old, new in zip(*map(jax.tree.leaves, (before, one)), strict=True)
+        )
+        jax.tree.map(
+            lambda new, found, atol=1e-4 * largest: np.testing.assert_allclose(
+                found, new, rtol=1e-3, atol=atol
+            ),
+            one,
+            other,
+        )
+
+
+def test_a_part_holds_every_pass_of_its_examples():
+    stacked = {"row": jnp.asarray([0, 1, 2, 3, 10, 11, 12, 13])}  # two passes of four
+    parts = steps.parts_of(stacked, 2, 2)
+    assert parts["row"].tolist() == [[0, 2, 10, 12], [1, 3, 11, 13]]
+
+
 @pytest.mark.parametrize("generator", ["wavenet", "source_filter"])
 @pytest.mark.parametrize("discriminator", ["wavenet", "multi"])
 def test_any_generator_is_judged_by_any_discriminator(
