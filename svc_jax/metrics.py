@@ -35,7 +35,9 @@ class Writer:
         for name, value in values.items():
             if name.startswith("loss/"):
                 self.newest_losses[name.removeprefix("loss/")] = f"{value:.3f}"
-        self._lines.write(json.dumps({"step": step, "time": time.time(), **values}))
+        # JSON has no NaN.
+        line = {k: v if np.isfinite(v) else None for k, v in values.items()}
+        self._lines.write(json.dumps({"step": step, "time": time.time(), **line}))
         self._lines.write("\n")
         self._lines.flush()
         for name, value in values.items():

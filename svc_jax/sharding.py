@@ -11,7 +11,7 @@ MESH_AXES = ("data", "model")
 # small, so every chip holds all of them and only the batch is split.
 RULES = (
     (r"(generator|discriminator|network|ema_params)\b", PartitionSpec()),
-    (r"step$", PartitionSpec()),
+    (r"(step$|guard/)", PartitionSpec()),
 )
 
 

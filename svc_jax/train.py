@@ -3,17 +3,21 @@
   python -m svc_jax.train --config=configs/multi.py --workdir=runs/choir \\
       --config.data.dir=datasets/choir
 
-The same command resumes a run from its newest checkpoint. WORKDIR gets checkpoints,
-metrics.jsonl and tensorboard/. --describe prints the networks and their cost instead.
+The same command resumes a run from its newest checkpoint, bit for bit. WORKDIR gets
+checkpoints, metrics.jsonl and tensorboard/. On SIGTERM it saves and ends. --describe
+prints the networks and their cost instead.
 """
 
 import functools
+import math
 import pathlib
 import shutil
+import sys
 
 from svc_jax import command_line
 
 SCALES = "feature_scales.json"  # of the perceptual losses, in the workdir
+EVIDENCE = "not_finite"  # batches that the guard rolled back for, in the workdir
 
 
 def claim_dataset(config, workdir):
@@ -126,6 +130,51 @@ def run_scales(workdir, networks, objective, frozen, batch):
     return json.loads(path.read_text())
 
 
+def rolled_back(restored, guard, step: int, batch: dict, limits, workdir):
+    """The state of a run that goes back because updates in a row were not finite.
+
+    Args:
+      restored: state of the newest checkpoint.
+      guard: of the state that is given up.
+      step: of the last of those updates.
+      batch: what it was of, kept in WORKDIR/not_finite.
+      limits: config.guard.
+      workdir: of the run.
+
+    Returns:
+      The restored state; its guard remembers.
+
+    Raises:
+      UserError: after too many rollbacks.
+    """
+    import jax
+    import numpy as np
+
+    from svc_jax import metrics, steps
+    from svc_jax.errors import UserError
+
+    path = pathlib.Path(workdir) / EVIDENCE / f"{step}_{jax.process_index()}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **batch)
+    counts = zip(steps.GUARDED, guard.skipped, strict=True)
+    named = ", ".join(f"{name} {count} times" for name, count in counts if count)
+    told = (
+        f"step {step + 1}: {limits.in_a_row} updates in a row were not finite (so far"
+        f" {named}); {path} is the last one's batch"
+    )
+    if guard.rollbacks >= limits.rollbacks:
+        raise UserError(
+            f"{told}; giving up after {limits.rollbacks} rollbacks, lower the learning"
+            " rates."
+        )
+    metrics.say(f"{told}; going back to step {int(restored.step)}, to other batches")
+    guard = guard.replace(in_a_row=0 * guard.in_a_row, rollbacks=guard.rollbacks + 1)
+    put = jax.tree.map(
+        lambda new, old: jax.device_put(new, old.sharding), guard, restored.guard
+    )
+    return restored.replace(guard=put)
+
+
 def train(config, workdir):
     """Trains from the newest checkpoint, or from nothing, to the end.
 
@@ -137,8 +186,9 @@ def train(config, workdir):
       The final TrainState.
 
     Raises:
-      UserError: for a dataset or workdir that does not fit the config.
-      FloatingPointError: if a metric is not finite.
+      UserError: for a dataset or workdir that does not fit the config, a full disk, or
+        losses that stay not finite.
+      SystemExit: of code 0, when SIGTERM came.
     """
     import jax
 
@@ -154,6 +204,7 @@ def train(config, workdir):
             f"config.batch_size {config.batch_size} cannot be split over"
             f" {jax.device_count()} devices; make it a multiple."
         )
+    claimed = checkpoints.lock(workdir)
     checkpoints.claim_workdir(workdir, config)
     data_dir, card = claim_dataset(config, workdir)
     extractor, frozen = load_frozen(config, card, workdir)
@@ -185,40 +236,68 @@ def train(config, workdir):
 
     evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
     with (
-        checkpoints.manager(workdir, keep=config.keep) as manager,
+        claimed,
+        checkpoints.disk_full_in_one_line(workdir),
+        checkpoints.manager(
+            workdir, keep=config.keep, keep_every=config.keep_every
+        ) as manager,
         metrics.Writer(workdir) as writer,
+        checkpoints.preemption(manager) as preempted,
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
-        first_step = int(state.step)
-        batches = batches_of.train_batches(
-            data_dir,
-            geometry,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            balance=config.data.balance,
-        )
-        for step in metrics.progress(first_step, config.num_steps, writer):
-            batch = sharding.to_global(Batch(**next(batches)), mesh)
-            phase = builders.phase_at(config, len(card.singers), step)
-            state, values = step_fn(phase)(state, batch, frozen, scales, rng_train)
-            done = step + 1
-            last = done == config.num_steps
-            if done % config.log_every == 0 or last:
-                values = jax.device_get(values)
-                metrics.check_finite(done, values)
-                writer.scalars(done, values)
-            if done % config.eval_every == 0 or last:
-                values, sung = jax.device_get(
-                    evaluate(state.ema_params, validation, frozen, scales, rng_eval)
+        while (first_step := int(state.step)) < config.num_steps:
+            batches = batches_of.train_batches(
+                data_dir,
+                geometry,
+                batch_size=config.batch_size,
+                # A run that went back must not meet the same batches again.
+                seed=config.seed + int(state.guard.rollbacks),
+                first_step=first_step,
+                shard_index=jax.process_index(),
+                shard_count=jax.process_count(),
+                balance=config.data.balance,
+            )
+            in_a_row, suspect = 0, {}
+            for step in metrics.progress(first_step, config.num_steps, writer):
+                batch = next(batches)
+                phase = builders.phase_at(config, len(card.singers), step)
+                state, values = step_fn(phase)(
+                    state,
+                    sharding.to_global(Batch(**batch), mesh),
+                    frozen,
+                    scales,
+                    rng_train,
                 )
-                writer.scalars(done, values)
-                for name, audio in {"source": validation.audio, **sung}.items():
-                    writer.audio(done, name, audio[0], geometry.sample_rate)
-            if done % config.checkpoint_every == 0 or last:
-                checkpoints.save(manager, done, state)
+                # Of the update before: the device never waits for the host.
+                if in_a_row >= config.guard.in_a_row:
+                    guard = jax.device_get(state.guard)
+                    state, _ = checkpoints.begin(manager, init, rng_init, mesh)
+                    state = rolled_back(
+                        state, guard, step - 1, suspect, config.guard, workdir
+                    )
+                    break
+                in_a_row, suspect = values["guard/in_a_row"], batch
+                done, loss = step + 1, math.inf
+                last = done == config.num_steps
+                stop = preempted(done)
+                if done % config.log_every == 0 or last:
+                    manager.check_for_errors()
+                    writer.scalars(done, jax.device_get(values))
+                if done % config.eval_every == 0 or last:
+                    values, sung = jax.device_get(
+                        evaluate(state.ema_params, validation, frozen, scales, rng_eval)
+                    )
+                    loss = values["validation/total"]
+                    writer.scalars(done, values)
+                    for name, audio in {"source": validation.audio, **sung}.items():
+                        writer.audio(done, name, audio[0], geometry.sample_rate)
+                # Amid a row the newest checkpoint must stay from before it.
+                due = done % config.checkpoint_every == 0 or stop
+                if last or (due and not in_a_row):
+                    checkpoints.save(manager, done, state, loss)
+                if stop:
+                    metrics.say(f"stopped at {done}; resume with the same command")
+                    sys.exit(0)
     return state
 
 
