@@ -256,34 +256,33 @@ def begin(checkpoints: ocp.CheckpointManager, init, rng, mesh):
     return restore(workdir, step, abstract, shardings), shardings
 
 
+@contextlib.contextmanager
 def lock(workdir):
-    """Keeps other processes from training in a workdir, until it is closed or killed.
+    """Keeps other processes from training in a workdir; a kill ends that too.
 
-    Returns:
-      The open file WORKDIR/lock, or nothing to hold in processes other than the first.
+    Of several processes of one run the first holds it.
 
     Raises:
       UserError: if a process trains there.
     """
     if jax.process_index():
-        return contextlib.nullcontext()
+        yield
+        return
     path = pathlib.Path(workdir) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise UserError(
-            f"{workdir}: in use by {holder}; wait for its end or choose another"
-            " --workdir."
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir}: in use by {file.read().strip()}; wait for its end or"
+                " choose another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 @contextlib.contextmanager

@@ -190,6 +190,14 @@ def train(config, workdir):
         losses that stay not finite.
       SystemExit: of code 0, when SIGTERM came.
     """
+    from svc_jax import checkpoints
+
+    with checkpoints.lock(workdir), checkpoints.disk_full_in_one_line(workdir):
+        return _train_alone(config, workdir)
+
+
+def _train_alone(config, workdir):
+    """As `train`, in a workdir where nobody else trains."""
     import jax
 
     from data_pipeline import input_pipeline
@@ -204,7 +212,6 @@ def train(config, workdir):
             f"config.batch_size {config.batch_size} cannot be split over"
             f" {jax.device_count()} devices; make it a multiple."
         )
-    claimed = checkpoints.lock(workdir)
     checkpoints.claim_workdir(workdir, config)
     data_dir, card = claim_dataset(config, workdir)
     extractor, frozen = load_frozen(config, card, workdir)
@@ -236,8 +243,6 @@ def train(config, workdir):
 
     evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
     with (
-        claimed,
-        checkpoints.disk_full_in_one_line(workdir),
         checkpoints.manager(
             workdir, keep=config.keep, keep_every=config.keep_every
         ) as manager,

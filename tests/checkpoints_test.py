@@ -230,12 +230,15 @@ def test_a_disk_that_is_full_loses_nothing_that_was_saved(tmp_path, mode):
 
 
 def test_a_workdir_is_locked_while_a_run_lasts(tmp_path):
+    in_use = rf"run: in use by process {os.getpid()} on"
     with (
         checkpoints.lock(tmp_path / "run"),
-        pytest.raises(UserError, match=rf"run: in use by process {os.getpid()} on"),
+        pytest.raises(UserError, match=in_use),
+        checkpoints.lock(tmp_path / "run"),
     ):
-        checkpoints.lock(tmp_path / "run")
-    checkpoints.lock(tmp_path / "run").close()
+        pass
+    with checkpoints.lock(tmp_path / "run"):
+        pass
 
 
 def test_a_signal_to_end_is_heard_while_a_run_lasts(tmp_path):
