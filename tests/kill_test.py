@@ -61,21 +61,22 @@ def command(tmp_path_factory, tiny_config):
     return make
 
 
-def final_state(workdir, num_steps: int):
-    path = workdir / "checkpoints" / str(num_steps) / "default"
+def saved_state(workdir, step: int):
+    """A checkpoint as numpy arrays, whatever it is of."""
+    path = workdir / "checkpoints" / str(step) / "default"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path)
+        leaves = checkpointer.metadata(path).item_metadata.tree
+        as_arrays = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves
+        )
+        return checkpointer.restore(
+            path, args=ocp.args.PyTreeRestore(restore_args=as_arrays)
+        )
 
 
 def num_lines(workdir) -> int:
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def start(command):
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
 
 
 def kill_after(process, workdir, steps: int, seconds: float):
@@ -90,7 +91,7 @@ def kill_after(process, workdir, steps: int, seconds: float):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.proof)])
 def test_killed_at_any_moment_a_run_ends_bit_equal(command, tmp_path, kills):
-    num_steps = 3 * kills + 3
+    num_steps = 8 * kills + 8
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
     subprocess.run(command(whole, num_steps), check=True, capture_output=True)
@@ -99,25 +100,27 @@ def test_killed_at_any_moment_a_run_ends_bit_equal(command, tmp_path, kills):
     rng = np.random.default_rng(kills)
     newest = killed = 0
     while killed < kills:
-        process = start(command(broken, num_steps))
+        process = subprocess.Popen(
+            command(broken, num_steps),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         if rng.random() < 0.2:  # as it starts, or wherever it is by then
             kill_after(process, broken, 0, rng.uniform(0, 0.5 * seconds))
         else:
-            kill_after(process, broken, rng.integers(1, 4), rng.uniform(0, 0.3))
+            kill_after(process, broken, rng.integers(1, 4), rng.uniform(0, 0.1))
         killed += process.returncode == -signal.SIGKILL
         for step in checkpoints.steps(broken):
             assert not checkpoints.damage(broken / "checkpoints" / str(step))
         survived = max(checkpoints.steps(broken), default=0)
         assert survived >= newest, "a kill lost a checkpoint"
         newest = survived
-        if survived == num_steps:
-            break
-    assert killed >= 0.9 * kills
+        assert survived < num_steps, "the run is too short for so many kills"
     subprocess.run(command(broken, num_steps), check=True, capture_output=True)
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_state(broken, num_steps),
-        final_state(whole, num_steps),
+        saved_state(broken, num_steps),
+        saved_state(whole, num_steps),
     )
 
 
