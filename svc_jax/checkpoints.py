@@ -247,6 +247,7 @@ def begin(checkpoints: ocp.CheckpointManager, init, rng, mesh):
     checkpoints.wait_until_finished()
     workdir = checkpoints.directory.parent
     step = newest(workdir)
+    multihost_utils.sync_global_devices("every process has chosen a checkpoint")
     if jax.process_index() == 0:
         _set_aside_after(workdir, step)
     multihost_utils.sync_global_devices("damaged checkpoints are set aside")

@@ -175,12 +175,29 @@ def rolled_back(restored, guard, step: int, batch: dict, limits, workdir):
     return restored.replace(guard=put)
 
 
-def train(config, workdir):
+def trace_span(words: str | None) -> tuple[int | None, int | None]:
+    """First and last step of a trace: of `A:B` both, of nothing None.
+
+    Raises:
+      UserError: if it is neither.
+    """
+    from svc_jax.errors import UserError
+
+    if not words:
+        return None, None
+    first, _, last = words.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise UserError(f"--profile={words} is not FIRST:LAST, two steps.")
+    return int(first), int(last)
+
+
+def train(config, workdir, profile: str | None = None):
     """Trains from the newest checkpoint, or from nothing, to the end.
 
     Args:
       config: as configs/multi.py gives it.
       workdir: see the module's first lines.
+      profile: first and last step of a trace, `A:B`, for WORKDIR/profile.
 
     Returns:
       The final TrainState.
@@ -192,11 +209,12 @@ def train(config, workdir):
     """
     from svc_jax import checkpoints
 
+    span = trace_span(profile)
     with checkpoints.lock(workdir), checkpoints.disk_full_in_one_line(workdir):
-        return _train_alone(config, workdir)
+        return _train_alone(config, pathlib.Path(workdir), span)
 
 
-def _train_alone(config, workdir):
+def _train_alone(config, workdir: pathlib.Path, span):
     """As `train`, in a workdir where nobody else trains."""
     import jax
 
@@ -242,6 +260,7 @@ def _train_alone(config, workdir):
         )
 
     evaluate = jax.jit(functools.partial(steps.eval_step, networks, objective))
+    audio_seconds = config.batch_size * geometry.segment_samples / geometry.sample_rate
     with (
         checkpoints.manager(
             workdir, keep=config.keep, keep_every=config.keep_every
@@ -263,8 +282,11 @@ def _train_alone(config, workdir):
                 balance=config.data.balance,
             )
             in_a_row, suspect = 0, {}
-            for step in metrics.progress(first_step, config.num_steps, writer):
-                batch = next(batches)
+            clock = metrics.StepClock()
+            numbers = metrics.progress(first_step, config.num_steps, writer)
+            for step in metrics.profiled(numbers, workdir / "profile", *span):
+                with clock.part("input"):
+                    batch = next(batches)
                 phase = builders.phase_at(config, len(card.singers), step)
                 state, values = step_fn(phase)(
                     state,
@@ -287,11 +309,15 @@ def _train_alone(config, workdir):
                 stop = preempted(done)
                 if done % config.log_every == 0 or last:
                     manager.check_for_errors()
-                    writer.scalars(done, jax.device_get(values))
+                    values = jax.device_get(values)
+                    writer.scalars(done, {**values, **clock.scalars(audio_seconds)})
                 if done % config.eval_every == 0 or last:
-                    values, sung = jax.device_get(
-                        evaluate(state.ema_params, validation, frozen, scales, rng_eval)
-                    )
+                    with clock.part("evaluate"):
+                        values, sung = jax.device_get(
+                            evaluate(
+                                state.ema_params, validation, frozen, scales, rng_eval
+                            )
+                        )
                     loss = values["validation/total"]
                     writer.scalars(done, values)
                     for name, audio in {"source": validation.audio, **sung}.items():
@@ -299,7 +325,8 @@ def _train_alone(config, workdir):
                 # Amid a row the newest checkpoint must stay from before it.
                 due = done % config.checkpoint_every == 0 or stop
                 if last or (due and not in_a_row):
-                    checkpoints.save(manager, done, state, loss)
+                    with clock.part("save"):
+                        checkpoints.save(manager, done, state, loss)
                 if stop:
                     metrics.say(f"stopped at {done}; resume with the same command")
                     sys.exit(0)
@@ -343,7 +370,7 @@ def main(_, flags):
         return
     if not flags.workdir:
         raise UserError("--workdir is empty; name a folder for the run.")
-    train(flags.config, flags.workdir)
+    train(flags.config, flags.workdir, flags.profile)
 
 
 def define_flags():
@@ -352,6 +379,9 @@ def define_flags():
 
     command_line.define_config()
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+    flags.DEFINE_string(
+        "profile", None, "A:B: write a trace of steps A to B to WORKDIR/profile."
+    )
     flags.DEFINE_bool(
         "describe",
         False,

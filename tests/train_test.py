@@ -40,6 +40,8 @@ def test_a_run_writes_metrics_pictures_and_checkpoints(finished):
     assert "loss/adversarial" not in by_step[1]
     assert "loss/adversarial" in by_step[2]  # a quarter of the run
     assert "validation/spectral" in by_step[4]
+    for name in ("time/input", "time/save", "speed/audio_seconds"):
+        assert by_step[3][name] >= 0
     assert all(np.isfinite(v) for line in lines for v in line.values())
     assert checkpoints.manager(workdir, keep=None).all_steps() == [2, 4]
     (events,) = (workdir / "tensorboard").iterdir()
@@ -237,6 +239,14 @@ def test_a_parameter_without_a_rule_is_refused():
 def test_devices_that_cannot_be_divided_are_refused():
     with pytest.raises(ValueError, match="8 devices cannot be divided by num_model 3"):
         sharding.make_mesh(3)
+
+
+def test_a_trace_is_of_two_steps():
+    assert train.trace_span(None) == (None, None)
+    assert train.trace_span("10:20") == (10, 20)
+    for words in ("10", "20:10", "a:b", "-1:2"):
+        with pytest.raises(UserError, match=rf"--profile={words} is not FIRST:LAST"):
+            train.trace_span(words)
 
 
 def test_batches_are_of_the_loader_that_is_named():
