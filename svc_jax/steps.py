@@ -426,6 +426,13 @@ def train_step(
         state.ema_params,
         generator.params,
     )
+    for name, old, new in (
+        ("generator", state.generator, generator),
+        ("discriminator", state.discriminator, discriminator),
+    ):
+        change = optax.tree.norm(optax.tree.sub(new.params, old.params))
+        metrics[f"update_ratio/{name}"] = change / optax.tree.norm(old.params)
+
     updated = state.replace(
         step=state.step + 1,
         generator=generator,

@@ -388,6 +388,19 @@ def test_the_running_mean_has_its_full_memory_later(state, batch, frozen, scales
     )
 
 
+def test_an_update_is_measured_against_the_weights(state, step_results):
+    """Of plain descent at rate 1 it is the gradient."""
+    _, metrics = step_results("adversarial")
+    for name in ("generator", "discriminator"):
+        leaves = jax.tree.leaves(getattr(state, name).params)
+        size = np.sqrt(
+            sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves)
+        )
+        assert metrics[f"update_ratio/{name}"] == pytest.approx(
+            metrics[f"grad_norm/{name}"] / size, rel=1e-3
+        )
+
+
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
     state, batch, frozen, scales
 ):
