@@ -75,5 +75,10 @@ def paper_config() -> ml_collections.ConfigDict:
     config.log_every = 100
     config.eval_every = 5_000
     config.checkpoint_every = 5_000
-    config.keep = 3
+    config.keep = 3  # the last ones; the best one stays too
+    config.keep_every = 100_000  # and those whose step is a multiple; 0: none
+
+    config.guard = ml_collections.ConfigDict()
+    config.guard.in_a_row = 10  # updates not finite: back to the newest checkpoint
+    config.guard.rollbacks = 3  # after so many, give up
     return config

@@ -24,7 +24,19 @@ import optax
 
 from svc_jax import losses, optimizers
 from svc_jax.features import FeatureExtractor, FrozenParams
-from svc_jax.types import Batch, Features, NetworkState, Noise, TrainState
+from svc_jax.types import Batch, Features, Guard, NetworkState, Noise, TrainState
+
+# What an update is skipped for, if it is not finite.
+GUARDED = (
+    "loss/spectral",
+    "loss/adversarial",
+    "loss/matching",
+    "loss/pitch",
+    "loss/content",
+    "loss/discriminator",
+    "grad_norm/generator",
+    "grad_norm/discriminator",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +139,11 @@ def init_state(networks: Networks, tx: Optimizers, rng) -> TrainState:
         generator=NetworkState(generator, tx.generator.init(generator)),
         discriminator=NetworkState(discriminator, tx.discriminator.init(discriminator)),
         ema_params=jax.tree.map(jnp.copy, generator),
+        guard=Guard(
+            skipped=jnp.zeros(len(GUARDED), jnp.int32),
+            in_a_row=jnp.zeros((), jnp.int32),
+            rollbacks=jnp.zeros((), jnp.int32),
+        ),
     )
 
 
@@ -257,6 +274,11 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
     return terms
 
 
+def weighted_sum(objective, terms: dict):
+    """Loss terms as one: what is minimised."""
+    return sum(objective.weights[name] * value for name, value in terms.items())
+
+
 def with_truth(passes) -> list[str]:
     """The passes that L_recon applies to: in an unaligned one another singer sings."""
     return [name for name in passes if name != "unaligned"]
@@ -345,6 +367,24 @@ def differentiable(function, params, parts):
     return results, back
 
 
+def guarded(old: TrainState, new: TrainState, metrics) -> TrainState:
+    """The new state; the old one, the step counted, if a metric is not finite.
+
+    Args:
+      old: before the update.
+      new: after it.
+      metrics: of the update; those that GUARDED names must be finite.
+    """
+    broken = jnp.stack([~jnp.isfinite(metrics.get(name, 0.0)) for name in GUARDED])
+    skip = broken.any()
+    guard = old.guard.replace(
+        skipped=old.guard.skipped + broken,
+        in_a_row=jnp.where(skip, old.guard.in_a_row + 1, 0),
+    )
+    kept = jax.tree.map(lambda was, now: jnp.where(skip, was, now), old, new)
+    return kept.replace(step=new.step, guard=guard)
+
+
 def train_step(
     networks: Networks,
     tx: Optimizers,
@@ -357,7 +397,7 @@ def train_step(
     rng,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of D, then of G against the new D.
+    """One update of D, then of G against the new D; neither if it is not finite.
 
     Args:
       networks, tx, objective, phase: fixed for a compiled step.
@@ -420,8 +460,7 @@ def train_step(
                 terms["matching"] = matching_term(
                     judge, discriminator_params, batch, names, judges
                 )
-        total = sum(objective.weights[name] * value for name, value in terms.items())
-        return total, terms
+        return weighted_sum(objective, terms), terms
 
     fake, pull_back = differentiable(generate, state.generator.params, sung)
     metrics = {}
@@ -463,7 +502,26 @@ def train_step(
         state.ema_params,
         generator.params,
     )
-    state = TrainState(state.step + 1, generator, discriminator, ema_params)
+    for name, old, new in (
+        ("generator", state.generator, generator),
+        ("discriminator", state.discriminator, discriminator),
+    ):
+        change = optax.tree.norm(optax.tree.sub(new.params, old.params))
+        metrics[f"update_ratio/{name}"] = change / optax.tree.norm(old.params)
+
+    updated = state.replace(
+        step=state.step + 1,
+        generator=generator,
+        discriminator=discriminator,
+        ema_params=ema_params,
+    )
+    state = guarded(state, updated, metrics)
+    metrics["guard/in_a_row"] = state.guard.in_a_row
+    metrics["guard/rollbacks"] = state.guard.rollbacks
+    metrics |= {
+        f"skipped/{name}": count
+        for name, count in zip(GUARDED, state.guard.skipped, strict=True)
+    }
     return state, metrics
 
 
@@ -507,4 +565,5 @@ def eval_step(
         batch,
         {"aligned": sung["reconstruction"]},
     )
+    terms["total"] = weighted_sum(objective, terms)
     return {f"validation/{name}": value for name, value in terms.items()}, sung

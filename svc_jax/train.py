@@ -3,17 +3,21 @@
   python -m svc_jax.train --config=configs/multi.py --workdir=runs/choir \\
       --config.data.dir=datasets/choir
 
-The same command resumes a run from its newest checkpoint. WORKDIR gets checkpoints,
-metrics.jsonl and tensorboard/. --describe prints the networks and their cost instead.
+The same command resumes a run from its newest checkpoint, bit for bit. WORKDIR gets
+checkpoints, metrics.jsonl and tensorboard/. On SIGTERM it saves and ends. --describe
+prints the networks and their cost instead.
 """
 
 import functools
+import math
 import pathlib
 import shutil
+import sys
 
 from svc_jax import command_line
 
 SCALES = "feature_scales.json"  # of the perceptual losses, in the workdir
+EVIDENCE = "not_finite"  # batches that the guard rolled back for, in the workdir
 
 
 def find_dataset(config, workdir):
@@ -169,20 +173,92 @@ def run_scales(workdir, networks, objective, frozen, batch):
     return json.loads(path.read_text())
 
 
-def train(config, workdir):
+def rolled_back(restored, guard, step: int, batch: dict, limits, workdir):
+    """The state of a run that goes back because updates in a row were not finite.
+
+    Args:
+      restored: state of the newest checkpoint.
+      guard: of the state that is given up.
+      step: of the last of those updates.
+      batch: what it was of, kept in WORKDIR/not_finite.
+      limits: config.guard.
+      workdir: of the run.
+
+    Returns:
+      The restored state; its guard remembers.
+
+    Raises:
+      UserError: after too many rollbacks.
+    """
+    import jax
+    import numpy as np
+
+    from svc_jax import metrics, steps
+    from svc_jax.errors import UserError
+
+    path = pathlib.Path(workdir) / EVIDENCE / f"{step}_{jax.process_index()}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **batch)
+    counts = zip(steps.GUARDED, guard.skipped, strict=True)
+    named = ", ".join(f"{name} {count} times" for name, count in counts if count)
+    told = (
+        f"step {step + 1}: {limits.in_a_row} updates in a row were not finite (so far"
+        f" {named}); {path} is the last one's batch"
+    )
+    if guard.rollbacks >= limits.rollbacks:
+        raise UserError(
+            f"{told}; giving up after {limits.rollbacks} rollbacks, lower the learning"
+            " rates."
+        )
+    metrics.say(f"{told}; going back to step {int(restored.step)}, to other batches")
+    guard = guard.replace(in_a_row=0 * guard.in_a_row, rollbacks=guard.rollbacks + 1)
+    put = jax.tree.map(
+        lambda new, old: jax.device_put(new, old.sharding), guard, restored.guard
+    )
+    return restored.replace(guard=put)
+
+
+def trace_span(words: str | None) -> tuple[int | None, int | None]:
+    """First and last step of a trace: of `A:B` both, of nothing None.
+
+    Raises:
+      UserError: if it is neither.
+    """
+    from svc_jax.errors import UserError
+
+    if not words:
+        return None, None
+    first, _, last = words.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise UserError(f"--profile={words} is not FIRST:LAST, two steps.")
+    return int(first), int(last)
+
+
+def train(config, workdir, profile: str | None = None):
     """Trains from the newest checkpoint, or from nothing, to the end.
 
     Args:
       config: as configs/multi.py gives it.
       workdir: see the module's first lines.
+      profile: first and last step of a trace, `A:B`, for WORKDIR/profile.
 
     Returns:
       The final TrainState.
 
     Raises:
-      UserError: for a dataset or workdir that does not fit the config.
-      FloatingPointError: if a metric is not finite.
+      UserError: for a dataset or workdir that does not fit the config, a full disk, or
+        losses that stay not finite.
+      SystemExit: of code 0, when SIGTERM came.
     """
+    from svc_jax import checkpoints
+
+    span = trace_span(profile)
+    with checkpoints.lock(workdir), checkpoints.disk_full_in_one_line(workdir):
+        return _train_alone(config, pathlib.Path(workdir), span)
+
+
+def _train_alone(config, workdir: pathlib.Path, span):
+    """As `train`, in a workdir where nobody else trains."""
     import jax
 
     from data_pipeline import input_pipeline
@@ -243,42 +319,77 @@ def train(config, workdir):
         functools.partial(steps.eval_step, networks, objective),
         out_shardings=sharding.replicated(mesh),
     )
+    audio_seconds = config.batch_size * geometry.segment_samples / geometry.sample_rate
     with (
-        checkpoints.manager(workdir, keep=config.keep) as manager,
+        checkpoints.manager(
+            workdir, keep=config.keep, keep_every=config.keep_every
+        ) as manager,
         metrics.Writer(workdir) as writer,
+        checkpoints.preemption(manager) as preempted,
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
-        first_step = int(state.step)
-        batches = batches_of.train_batches(
-            data_dir,
-            geometry,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            shard_index=host,
-            shard_count=num_hosts,
-            balance=config.data.balance,
-        )
-        for step in metrics.progress(first_step, config.num_steps, writer):
-            batch = sharding.to_global(Batch(**next(batches)), mesh)
-            phase = builders.phase_at(config, len(card.singers), step)
-            state, values = step_fn(phase)(state, batch, frozen, scales, rng_train)
-            done = step + 1
-            last = done == config.num_steps
-            if done % config.log_every == 0 or last:
-                values = jax.device_get(values)
-                metrics.check_finite(done, values)
-                writer.scalars(done, values)
-            if done % config.eval_every == 0 or last:
-                values, sung = jax.device_get(
-                    evaluate(state.ema_params, validation, frozen, scales, rng_eval)
+        while (first_step := int(state.step)) < config.num_steps:
+            batches = batches_of.train_batches(
+                data_dir,
+                geometry,
+                batch_size=config.batch_size,
+                # A run that went back must not meet the same batches again.
+                seed=config.seed + int(state.guard.rollbacks),
+                first_step=first_step,
+                shard_index=host,
+                shard_count=num_hosts,
+                balance=config.data.balance,
+            )
+            in_a_row, suspect = 0, {}
+            clock = metrics.StepClock()
+            numbers = metrics.progress(first_step, config.num_steps, writer)
+            for step in metrics.profiled(numbers, workdir / "profile", *span):
+                with clock.part("input"):
+                    batch = next(batches)
+                phase = builders.phase_at(config, len(card.singers), step)
+                state, values = step_fn(phase)(
+                    state,
+                    sharding.to_global(Batch(**batch), mesh),
+                    frozen,
+                    scales,
+                    rng_train,
                 )
-                writer.scalars(done, values)
-                heard = {name: audio[0] for name, audio in sung.items()}
-                for name, audio in {"source": source, **heard}.items():
-                    writer.audio(done, name, audio, geometry.sample_rate)
-            if done % config.checkpoint_every == 0 or last:
-                checkpoints.save(manager, done, state)
+                # Of the update before: the device never waits for the host.
+                if in_a_row >= config.guard.in_a_row:
+                    guard = jax.device_get(state.guard)
+                    state, _ = checkpoints.begin(manager, init, rng_init, mesh)
+                    state = rolled_back(
+                        state, guard, step - 1, suspect, config.guard, workdir
+                    )
+                    break
+                in_a_row, suspect = values["guard/in_a_row"], batch
+                done, loss = step + 1, math.inf
+                last = done == config.num_steps
+                stop = preempted(done)
+                if done % config.log_every == 0 or last:
+                    manager.check_for_errors()
+                    values = jax.device_get(values)
+                    writer.scalars(done, {**values, **clock.scalars(audio_seconds)})
+                if done % config.eval_every == 0 or last:
+                    with clock.part("evaluate"):
+                        values, sung = jax.device_get(
+                            evaluate(
+                                state.ema_params, validation, frozen, scales, rng_eval
+                            )
+                        )
+                    loss = values["validation/total"]
+                    writer.scalars(done, values)
+                    heard = {name: audio[0] for name, audio in sung.items()}
+                    for name, audio in {"source": source, **heard}.items():
+                        writer.audio(done, name, audio, geometry.sample_rate)
+                # Amid a row the newest checkpoint must stay from before it.
+                due = done % config.checkpoint_every == 0 or stop
+                if last or (due and not in_a_row):
+                    with clock.part("save"):
+                        checkpoints.save(manager, done, state, loss)
+                if stop:
+                    metrics.say(f"stopped at {done}; resume with the same command")
+                    sys.exit(0)
     return state
 
 
@@ -321,7 +432,7 @@ def main(_, flags):
     if not flags.workdir:
         raise UserError("--workdir is empty; name a folder for the run.")
     sharding.join_hosts(flags.coordinator, flags.num_processes, flags.process_id)
-    train(flags.config, flags.workdir)
+    train(flags.config, flags.workdir, flags.profile)
 
 
 def define_flags():
@@ -330,6 +441,9 @@ def define_flags():
 
     command_line.define_config()
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+    flags.DEFINE_string(
+        "profile", None, "A:B: write a trace of steps A to B to WORKDIR/profile."
+    )
     flags.DEFINE_bool(
         "describe",
         False,

@@ -17,7 +17,7 @@ from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminat
 from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
-from svc_jax.types import Batch
+from svc_jax.types import Batch, Guard, TrainState
 
 NUM_SINGERS = 5
 BATCH_SIZE = 3
@@ -207,11 +207,8 @@ def test_equal_audio_has_no_loss(batch, frozen, scales):
     terms = jax.jit(functools.partial(steps.fidelity_terms, NETWORKS, OBJECTIVE))(
         frozen, scales, batch, {"aligned": batch.audio, "mixup": batch.audio}
     )
-    assert {name: float(value) for name, value in terms.items()} == {
-        "content": 0.0,
-        "pitch": 0.0,
-        "spectral": 0.0,
-    }
+    assert set(terms) == {"content", "pitch", "spectral"}
+    assert max(map(float, terms.values())) < 1e-6  # two passes, one truth: rounding
 
 
 def test_unaligned_singing_is_not_compared_with_the_source(batch, frozen, scales):
@@ -419,6 +416,74 @@ def test_the_running_mean_has_its_full_memory_later(state, batch, frozen, scales
         jax.device_get(after.generator.params),
         jax.device_get(after.ema_params),
     )
+
+
+def test_an_update_is_measured_against_the_weights(state, step_results):
+    """Of plain descent at rate 1 it is the gradient."""
+    _, metrics = step_results("adversarial")
+    for name in ("generator", "discriminator"):
+        leaves = jax.tree.leaves(getattr(state, name).params)
+        size = np.sqrt(
+            sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves)
+        )
+        assert metrics[f"update_ratio/{name}"] == pytest.approx(
+            metrics[f"grad_norm/{name}"] / size, rel=1e-3
+        )
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
+    state, batch, frozen, scales
+):
+    """Bit for bit, optimisers and running mean too; the next one is made again."""
+    learning = dataclasses.replace(
+        DESCENT,
+        generator=optax.scale_by_radam(),
+        generator_rate=lambda _: 1e-3,
+    )
+    init = functools.partial(steps.init_state, NETWORKS, learning)
+    fresh = jax.jit(init)(jax.random.key(0))
+    step = jax.jit(
+        functools.partial(
+            steps.train_step, NETWORKS, learning, OBJECTIVE, PHASES["aligned"]
+        )
+    )
+    audio = batch.audio.copy()
+    audio[1, 7] = np.nan
+    poisoned = batch.replace(audio=audio)
+    before, _ = jax.device_get(step(fresh, batch, frozen, scales, RNG))
+    after, metrics = jax.device_get(step(before, poisoned, frozen, scales, RNG))
+    for name in ("generator", "discriminator", "ema_params"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(after, name), getattr(before, name)
+        )
+    assert int(after.step) == 2
+    counted = dict(zip(steps.GUARDED, after.guard.skipped.tolist(), strict=True))
+    assert counted["loss/spectral"] == counted["grad_norm/generator"] == 1
+    assert counted["loss/adversarial"] == counted["loss/discriminator"] == 0
+    assert metrics["skipped/loss/spectral"] == metrics["guard/in_a_row"] == 1
+    healed, metrics = jax.device_get(step(after, batch, frozen, scales, RNG))
+    assert metrics["guard/in_a_row"] == 0
+    assert metrics["skipped/loss/spectral"] == 1
+    moved = jax.tree.map(
+        np.array_equal, healed.generator.params, after.generator.params
+    )
+    assert not all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", steps.GUARDED)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_any_metric_that_is_guarded_skips_by_its_name(name, value):
+    guard = Guard(np.arange(8, dtype=np.int32), np.int32(2), np.int32(1))
+    old = TrainState(np.int32(5), 1.0, 2.0, 3.0, guard)
+    new = TrainState(np.int32(6), 10.0, 20.0, 30.0, guard)
+    kept = steps.guarded(old, new, {"loss/spectral": 1.0, name: value})
+    assert (kept.step, kept.generator, kept.ema_params) == (6, 1.0, 3.0)
+    counted = kept.guard.skipped - old.guard.skipped
+    assert counted.tolist() == [int(other == name) for other in steps.GUARDED]
+    assert (kept.guard.in_a_row, kept.guard.rollbacks) == (3, 1)
+    taken = steps.guarded(old, new, {"loss/spectral": 1.0, "loss/pitch": 2.0})
+    assert (taken.step, taken.generator, taken.ema_params) == (6, 10.0, 30.0)
+    assert (taken.guard.in_a_row, taken.guard.rollbacks) == (0, 1)
 
 
 @pytest.mark.parametrize(
