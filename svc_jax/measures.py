@@ -9,7 +9,7 @@ _QUIETEST = 1e-10  # power of a mel band at least, where pauses are digital sile
 
 
 def f0_measures(found_hz, wanted_hz) -> dict[str, float]:
-    """Voicing decision error, f0 frame error and f0 error (method.md, section 6).
+    """Errors of voicing and of f0, frame by frame (method.md, section 6).
 
     Args:
       found_hz: [T], 0 where unvoiced.
@@ -19,18 +19,30 @@ def f0_measures(found_hz, wanted_hz) -> dict[str, float]:
       dict of
         vde: share of frames whose voicing differs;
         ffe: share of frames whose voicing differs or whose f0 is off by over 20 %;
-        f0_cents: median absolute error where both are voiced; NaN if nowhere.
+      and over the frames that are voiced in both, NaN if there are none:
+        gpe: gross pitch error, share of them whose f0 is off by over 20 %;
+        f0_cents: median absolute error;
+        f0_rmse_cents: root mean square error;
+        f0_correlation: Pearson's, of the pitches in cents; NaN if one never moves.
     """
     found_hz, wanted_hz = (np.asarray(x, np.float64) for x in (found_hz, wanted_hz))
     differs = (found_hz > 0) != (wanted_hz > 0)
     both = (found_hz > 0) & (wanted_hz > 0)
     ratio = np.where(both, found_hz, 1.0) / np.where(both, wanted_hz, 1.0)
     off = both & (np.abs(ratio - 1) > 0.2)
-    cents = np.abs(1200 * np.log2(ratio[both]))
+    errors = {"vde": float(differs.mean()), "ffe": float((differs | off).mean())}
+    if not both.any():
+        unknown = ("gpe", "f0_cents", "f0_rmse_cents", "f0_correlation")
+        return {**errors, **dict.fromkeys(unknown, float("nan"))}
+    cents = 1200 * np.log2(ratio[both])
     return {
-        "vde": float(differs.mean()),
-        "ffe": float((differs | off).mean()),
-        "f0_cents": float(np.median(cents)) if cents.size else float("nan"),
+        **errors,
+        "gpe": float(off[both].mean()),
+        "f0_cents": float(np.median(np.abs(cents))),
+        "f0_rmse_cents": float(np.sqrt(np.square(cents).mean())),
+        "f0_correlation": correlation(
+            np.log2(found_hz[both]), np.log2(wanted_hz[both])
+        ),
     }
 
 
@@ -89,6 +101,8 @@ def mel_cepstral_distortion(found, wanted, sample_rate: int) -> float:
 def correlation(found, wanted) -> float:
     """Pearson's correlation of two contours [T]; NaN if one of them is constant."""
     found, wanted = (np.asarray(x, np.float64) for x in (found, wanted))
+    if not (np.ptp(found) and np.ptp(wanted)):
+        return float("nan")
     found, wanted = found - found.mean(), wanted - wanted.mean()
     norm = np.linalg.norm(found) * np.linalg.norm(wanted)
     return float(found @ wanted / norm) if norm > 0 else float("nan")

@@ -19,7 +19,10 @@ def contour(num_frames: int = 1000, seed: int = 0) -> np.ndarray:
 
 def test_an_f0_that_is_as_wanted_has_no_error():
     errors = measures.f0_measures(contour(), contour())
-    assert errors == {"vde": 0.0, "ffe": 0.0, "f0_cents": 0.0}
+    assert errors.pop("f0_correlation") == pytest.approx(1)
+    assert errors == dict.fromkeys(
+        ("vde", "ffe", "gpe", "f0_cents", "f0_rmse_cents"), 0.0
+    )
 
 
 @pytest.mark.parametrize(("semitones", "ffe"), [(1, 0), (-1, 0), (3, 0), (4, 1)])
@@ -28,6 +31,9 @@ def test_a_shift_is_measured_in_cents(semitones, ffe):
     errors = measures.f0_measures(wanted * 2 ** (semitones / 12), wanted)
     assert errors["vde"] == 0
     assert errors["f0_cents"] == pytest.approx(abs(semitones) * 100, abs=0.01)
+    assert errors["f0_rmse_cents"] == pytest.approx(abs(semitones) * 100, abs=0.01)
+    assert errors["f0_correlation"] == pytest.approx(1)
+    assert errors["gpe"] == ffe
     assert errors["ffe"] == pytest.approx(ffe * np.mean(wanted > 0))
 
 
@@ -38,7 +44,8 @@ def test_voicing_errors_are_counted_both_ways():
     found[unvoiced[:60]] = 150.0
     found[voiced[:40]] = 0.0
     errors = measures.f0_measures(found, wanted)
-    assert errors == {"vde": 0.1, "ffe": 0.1, "f0_cents": 0.0}
+    assert (errors["vde"], errors["ffe"], errors["gpe"]) == (0.1, 0.1, 0.0)
+    assert errors["f0_cents"] == errors["f0_rmse_cents"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -53,13 +60,32 @@ def test_frames_more_than_a_fifth_off_are_errors(ratio, is_off):
     errors = measures.f0_measures(found, wanted)
     assert errors["vde"] == 0.1
     assert errors["ffe"] == (0.25 if is_off else 0.1)
+    assert errors["gpe"] == (pytest.approx(30 / 180) if is_off else 0)
     assert errors["f0_cents"] == 0.0  # a median
+    rmse = 1200 * abs(np.log2(ratio)) * np.sqrt(30 / 180)
+    assert errors["f0_rmse_cents"] == pytest.approx(rmse)
+    assert np.isnan(errors["f0_correlation"])  # the wanted one never moves
+
+
+def test_f0_correlation_is_that_of_the_pitch_in_cents():
+    wanted = contour()
+    drift = 2 ** np.random.default_rng(1).normal(0, 0.3, wanted.size)
+    voiced = wanted > 0
+    expected = scipy.stats.pearsonr(
+        np.log2(wanted[voiced]), np.log2((wanted * drift)[voiced])
+    ).statistic
+    errors = measures.f0_measures(wanted * drift, wanted)
+    assert 0.5 < expected < 0.95
+    assert errors["f0_correlation"] == pytest.approx(expected)
+    mirrored = np.where(voiced, 200**2 / np.maximum(wanted, 1), 0)
+    assert measures.f0_measures(mirrored, wanted)["f0_correlation"] == pytest.approx(-1)
 
 
 def test_f0_error_is_unknown_where_nothing_is_voiced_together():
     errors = measures.f0_measures([100.0, 0.0], [0.0, 100.0])
     assert (errors["vde"], errors["ffe"]) == (1.0, 1.0)
-    assert np.isnan(errors["f0_cents"])
+    for name in ("gpe", "f0_cents", "f0_rmse_cents", "f0_correlation"):
+        assert np.isnan(errors[name])
 
 
 frames_hz = st.lists(
@@ -76,6 +102,9 @@ def test_f0_measures_are_their_definitions(pairs):
     assert errors["vde"] == pytest.approx(sum(differs) / len(pairs))
     either = [d or o for d, o in zip(differs, off, strict=True)]
     assert errors["ffe"] == pytest.approx(sum(either) / len(pairs))
+    both = [f > 0 and w > 0 for f, w in pairs]
+    if any(both):
+        assert errors["gpe"] == pytest.approx(sum(off) / sum(both))
 
 
 def noise(num_samples: int = 6000, seed: int = 0) -> np.ndarray:
