@@ -3,9 +3,10 @@
   python -m svc_jax.evaluate --model runs/choir --sources held_out/ --output report/
 
 Each source is sung by each singer. VDE, FFE and the f0 error are those of the result
-against the f0 it was asked for, both heard by the model's own pitch tracker; beside
-them stands the correlation of loudness. With --reconstruct, also the spectral distance
-and the mel-cepstral distortion. Results: OUTPUT/report.json and OUTPUT/<singer>/*.wav.
+against the f0 it was asked for, heard by the model's own pitch tracker; in the report
+also heard by pYIN, which does not condition the generator. Beside them stands the
+correlation of loudness. With --reconstruct, also the spectral distance and the
+mel-cepstral distortion. Results: OUTPUT/report.json and OUTPUT/<singer>/*.wav.
 """
 
 import os
@@ -13,7 +14,7 @@ import pathlib
 
 from svc_jax import command_line
 
-KEYS = {  # of a row, with the heading and the form they are printed in
+PRINTED = {  # of a summary, with the heading and the form they are printed in
     "vde": ("VDE", "{:.1%}"),
     "ffe": ("FFE", "{:.1%}"),
     "f0_cents": ("f0 cents", "{:.0f}"),
@@ -24,7 +25,13 @@ KEYS = {  # of a row, with the heading and the form they are printed in
 
 
 def evaluate(
-    model, pairs, output, transpose: str = "mean", *, reconstruct: bool = False
+    model,
+    pairs,
+    output,
+    transpose: str = "mean",
+    *,
+    reconstruct: bool = False,
+    by_pyin: bool = False,
 ) -> list[dict]:
     """Sings sources in voices and measures the results.
 
@@ -34,11 +41,14 @@ def evaluate(
       output: folder; gets <singer>/<source>.wav, with the folders of the sources.
       transpose: see synthesis.transposition.
       reconstruct: each singer is the source's own, so that the source is the truth.
+      by_pyin: measure f0 by pYIN too.
 
     Returns:
-      One dict for each pair: source, singer, vde, ffe, f0_cents, loudness_correlation
-      and, for a reconstruction, spectral and mcd_db; None for what is not defined, as
-      f0_cents where source and result are nowhere voiced together.
+      One dict for each pair: source, singer, what measures.f0_measures gives,
+      loudness_correlation, pyin_... for what it gives between the source by pYIN,
+      shifted, and the result by pYIN and, for a reconstruction, spectral and mcd_db;
+      None for what is not defined, as f0_cents where source and result are nowhere
+      voiced together.
 
     Raises:
       UserError: for a bad recording, or two whose results would have one name.
@@ -46,7 +56,7 @@ def evaluate(
     import numpy as np
     from tqdm import tqdm
 
-    from svc_jax import audio_files, measures, synthesis
+    from svc_jax import audio_files, measures, pyin, synthesis
 
     def features_of(audio):
         return model.extractor.extract_recordings(model.frozen, [audio])[0].features
@@ -59,6 +69,7 @@ def evaluate(
         if source != read:  # the next singer's source is mostly the same
             truth, read = audio_files.read(source, sample_rate).audio, source
             own = features_of(truth)
+            own_pyin = pyin.track(truth, sample_rate) if by_pyin else None
         audio, asked = synthesis.convert(
             model, truth, {singer: 1.0}, transpose=transpose, heard=own
         )
@@ -69,6 +80,10 @@ def evaluate(
         measured["loudness_correlation"] = measures.correlation(
             heard.loudness_db, asked.loudness_db
         )
+        if by_pyin:
+            wanted = own_pyin * shift(own.f0_hz, asked.f0_hz)
+            errors = measures.f0_measures(pyin.track(audio, sample_rate), wanted)
+            measured |= {f"pyin_{name}": value for name, value in errors.items()}
         if reconstruct:
             measured["spectral"] = measures.spectral_distance(audio, truth)
             measured["mcd_db"] = measures.mel_cepstral_distortion(
@@ -78,6 +93,15 @@ def evaluate(
         known = {k: None if np.isnan(v) else v for k, v in measured.items()}
         rows.append({"source": str(source), "singer": singer, **known})
     return rows
+
+
+def shift(own_hz, asked_hz) -> float:
+    """The factor between the f0 of a source and what was asked for, [T] each."""
+    import numpy as np
+
+    both = (own_hz > 0) & (asked_hz > 0)
+    # The median: what was asked for is free of the source's slips of an octave.
+    return float(np.median(asked_hz[both] / own_hz[both])) if both.any() else 1.0
 
 
 def own_singers(sources, folder) -> list[tuple]:
@@ -117,27 +141,33 @@ def summarize(rows: list[dict]) -> dict[str, dict[str, float | None]]:
     for row in rows:
         groups.setdefault(row["singer"], []).append(row)
     return {
-        name: {key: mean(row[key] for row in group) for key in KEYS if key in group[0]}
+        name: {
+            key: mean(row[key] for row in group)
+            for key in group[0]
+            if key not in ("source", "singer")
+        }
         for name, group in groups.items()
     }
 
 
 def print_summary(summary):
     """Prints a table of the summary, a line for each singer."""
-    keys = list(summary["all"])
-    print(f"{'singer':20s}" + "".join(f" {KEYS[key][0]:>9s}" for key in keys))
+    keys = [key for key in PRINTED if key in summary["all"]]
+    print(f"{'singer':20s}" + "".join(f" {PRINTED[key][0]:>9s}" for key in keys))
     for name, values in summary.items():
         cells = (
-            "none" if values[key] is None else KEYS[key][1].format(values[key])
+            "none" if values[key] is None else PRINTED[key][1].format(values[key])
             for key in keys
         )
         print(f"{name:20s}" + "".join(f" {cell:>9s}" for cell in cells))
 
 
 def main(_, flags):
-    from svc_jax import audio_files, bundles, checkpoints
+    from svc_jax import audio_files, bundles, checkpoints, pyin
     from svc_jax.errors import UserError
 
+    if flags.pyin:
+        pyin.require()
     model = bundles.load(flags.model)
     sources = audio_files.find(flags.sources)
     if not sources:
@@ -151,7 +181,12 @@ def main(_, flags):
     for _, singer in pairs:
         model.card.singer_id(singer)
     rows = evaluate(
-        model, pairs, flags.output, transpose, reconstruct=flags.reconstruct
+        model,
+        pairs,
+        flags.output,
+        transpose,
+        reconstruct=flags.reconstruct,
+        by_pyin=flags.pyin,
     )
     summary = summarize(rows)
     checkpoints.write_json(
@@ -179,6 +214,9 @@ def define_flags():
         False,
         "Sing each source in its own singer's voice, SOURCES/<singer>/..., and measure"
         " it against the source itself, also by spectra.",
+    )
+    flags.DEFINE_bool(
+        "pyin", True, "Measure f0 also by a tracker that the model never heard, pYIN."
     )
 
 

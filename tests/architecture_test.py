@@ -67,6 +67,7 @@ LEVELS = (
         "svc_jax.features",
         "svc_jax.long_recordings",
         "svc_jax.pitch",
+        "svc_jax.pyin",
         "svc_jax.weights",
         "svc_jax.published",
         "svc_jax.weight_files",
