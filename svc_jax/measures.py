@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from data_pipeline import decoding
+
 FFT_SIZES = (2048, 1024, 512, 256, 128, 64)
 NUM_CEPSTRA = 24
-_CEPSTRUM_FFT, _CEPSTRUM_HOP, _NUM_MELS = 1024, 256, 80
+CEPSTRUM_HOP = 256  # samples
+_CEPSTRUM_FFT, _NUM_MELS = 1024, 80
 _QUIETEST = 1e-10  # power of a mel band at least, where pauses are digital silence
 
 
@@ -72,14 +75,23 @@ def mel_cepstra(audio, sample_rate: int) -> np.ndarray:
     """
     from svc_jax import dsp
 
-    audio = np.pad(np.asarray(audio, np.float64), _CEPSTRUM_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(audio, _CEPSTRUM_FFT)
-    frames = frames[::_CEPSTRUM_HOP] * dsp.hann(_CEPSTRUM_FFT)
-    power = np.square(np.abs(np.fft.rfft(frames)))
+    power = np.square(np.abs(np.fft.rfft(_frames(audio) * dsp.hann(_CEPSTRUM_FFT))))
     mel = power @ dsp.mel_filterbank(sample_rate, _CEPSTRUM_FFT, _NUM_MELS)
     log_mel = np.log(np.maximum(mel, _QUIETEST))
     k, n = np.arange(1, NUM_CEPSTRA + 1), np.arange(_NUM_MELS)[:, None]
     return log_mel @ np.cos(np.pi * k * (2 * n + 1) / (2 * _NUM_MELS)) / _NUM_MELS
+
+
+def frame_powers(audio) -> np.ndarray:
+    """Mean squares of the frames that `mel_cepstra` hears: [N] -> [T], float64."""
+    return np.square(_frames(audio)).mean(axis=1)
+
+
+def _frames(audio) -> np.ndarray:
+    """[N] -> [T, 1024], float64, CEPSTRUM_HOP apart."""
+    audio = np.pad(np.asarray(audio, np.float64), _CEPSTRUM_FFT // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(audio, _CEPSTRUM_FFT)
+    return frames[::CEPSTRUM_HOP]
 
 
 def mel_cepstral_distortion(found, wanted, sample_rate: int) -> float:
@@ -106,3 +118,13 @@ def correlation(found, wanted) -> float:
     found, wanted = found - found.mean(), wanted - wanted.mean()
     norm = np.linalg.norm(found) * np.linalg.norm(wanted)
     return float(found @ wanted / norm) if norm > 0 else float("nan")
+
+
+def label_error(found, wanted) -> float:
+    """Edit distance of two sequences of labels by the length of the wanted one.
+
+    NaN where nothing is wanted; over 1 where far more is found.
+    """
+    if not len(wanted):
+        return float("nan")
+    return decoding.edit_distance(found, wanted) / len(wanted)

@@ -177,3 +177,55 @@ def test_correlation_is_scipys():
     assert measures.correlation(x, x + y) == pytest.approx(expected)
     assert measures.correlation(x, 3 * x + 5) == pytest.approx(1)
     assert np.isnan(measures.correlation(x, np.ones(200)))
+
+
+# What is done to a contour or to audio, and what it then reads.
+
+
+@given(st.floats(-12, 12), st.floats(0, 0.5), st.integers(0, 99))
+def test_known_perturbations_of_a_contour_read_as_they_are(semitones, share, seed):
+    """All frames shifted, and a share of them with their voicing flipped."""
+    wanted = contour(seed=seed)
+    flipped = np.random.default_rng(seed).permutation(1000)[: round(share * 1000)]
+    found = wanted * 2 ** (semitones / 12)
+    found[flipped] = np.where(wanted[flipped] > 0, 0, 150.0)
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == pytest.approx(share, abs=0.001)
+    assert errors["f0_cents"] == pytest.approx(100 * abs(semitones), abs=0.01)
+    assert errors["f0_rmse_cents"] == pytest.approx(100 * abs(semitones), abs=0.01)
+    assert errors["f0_correlation"] == pytest.approx(1)
+    is_off = abs(2 ** (semitones / 12) - 1) > 0.2
+    assert errors["gpe"] == is_off
+    assert errors["ffe"] >= errors["vde"]
+
+
+def test_a_tenth_of_flipped_voicing_reads_10_percent():
+    wanted = contour(10_000)
+    flipped = np.random.default_rng(3).permutation(wanted.size) < 1000
+    found = np.where(flipped, np.where(wanted > 0, 0, 150.0), wanted)
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == pytest.approx(0.10, abs=0.005)
+    assert errors["ffe"] == errors["vde"]
+
+
+@pytest.mark.parametrize("gain_db", [-6, -1, 3])
+def test_a_gain_is_seen_by_the_spectral_distance_alone(gain_db):
+    """A gain g changes magnitudes by |1 - g| of them, and their logarithms by |ln g|."""
+    gain = 10 ** (gain_db / 20)
+    distance = measures.spectral_distance(gain * noise(), noise())
+    assert distance == pytest.approx(abs(1 - gain) + abs(np.log(gain)), rel=1e-3)
+    mcd = measures.mel_cepstral_distortion(gain * noise(), noise(), 16_000)
+    assert mcd < 1e-3
+
+
+@given(st.lists(st.integers(0, 4), min_size=1), st.data())
+def test_the_label_error_counts_what_was_changed(wanted, data):
+    """Labels that occur nowhere else, inserted: each of them is one error."""
+    found = list(wanted)
+    for place in data.draw(st.lists(st.integers(0, len(wanted)), max_size=4)):
+        found.insert(place, 9)
+    added = len(found) - len(wanted)
+    assert measures.label_error(found, wanted) == added / len(wanted)
+    assert measures.label_error(wanted, found) == added / len(found)
+    assert measures.label_error([], wanted) == 1
+    assert np.isnan(measures.label_error(found, []))
