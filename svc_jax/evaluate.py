@@ -219,55 +219,6 @@ def print_summary(summary):
         print(f"{name:20s}" + "".join(f" {cell:>9s}" for cell in cells))
 
 
-def identify(model, singers_from: str | None, corpora: Sequence[str]):
-    """A classifier of real singers, and how well it does on real recordings.
-
-    Args:
-      model: bundles.Model.
-      singers_from: folder of recordings; None for the dataset the model was trained on.
-      corpora: see Identifier.tell.
-
-    Returns:
-      (identification.Identifier; dict of what it was fitted to, and the means of its
-      answers over recordings that were held out), or None where the dataset is not at
-      hand or holds one singer.
-    """
-    from data_pipeline import schema
-    from svc_jax import identification
-
-    sample_rate = model.extractor.geometry.sample_rate
-    if singers_from:
-        found = identification.from_folder(singers_from, sample_rate)
-    else:
-        data_dir = model.config.data.dir
-        if not (pathlib.Path(data_dir or "/") / schema.CARD).is_file():
-            print(
-                "note: who sings is not told: the dataset is not here; name recordings"
-                " by --singers_from."
-            )
-            return None
-        if len(model.card.singers) < 2:
-            return None
-        found = identification.from_dataset(data_dir)
-    identifier = identification.fit(found.fitted, sample_rate)
-    rows = [
-        {
-            "singer": name,
-            **without_nan(identifier.tell(audio, sample_rate, name, corpora)),
-        }
-        for name, own in found.held_out.items()
-        for audio in own
-    ]
-    about = {
-        "from": str(singers_from or model.config.data.dir),
-        "singers": list(identifier.names),
-        "fitted": sum(map(len, found.fitted.values())),
-        "recordings": len(rows),
-        "held_out": summarize(rows)["all"] if rows else {},
-    }
-    return identifier, about
-
-
 def judged(flags, name: str, output: pathlib.Path) -> tuple[dict, dict]:
     """Evaluates one model as the flags say.
 
@@ -284,7 +235,7 @@ def judged(flags, name: str, output: pathlib.Path) -> tuple[dict, dict]:
     """
     import numpy as np
 
-    from svc_jax import audio_files, bundles, checkpoints, synthesis
+    from svc_jax import audio_files, bundles, checkpoints, identification, synthesis
     from svc_jax.errors import UserError
 
     model = bundles.load(name)
@@ -300,9 +251,12 @@ def judged(flags, name: str, output: pathlib.Path) -> tuple[dict, dict]:
     for _, singer in pairs:
         model.card.singer_id(singer)
     synthesis.transposition(transpose, np.zeros(1), 1.0)  # refuses a wrong one
-    identifier, about = (
-        flags.identify and identify(model, flags.singers_from, flags.corpora)
-    ) or (None, {})
+    identifier = about = None
+    if flags.identify:
+        sample_rate, data_dir = model.card.sample_rate, model.config.data.dir
+        real = identification.real_recordings(flags.singers_from, data_dir, sample_rate)
+        if real is not None:
+            identifier, about = identification.learn(real, sample_rate, flags.corpora)
     judges = Judges(flags.pyin, identifier, flags.corpora)
     found = conversions(
         model, pairs, output, transpose, reconstruct=flags.reconstruct, judges=judges
@@ -317,7 +271,7 @@ def judged(flags, name: str, output: pathlib.Path) -> tuple[dict, dict]:
         "model": str(name),
         "summary": summarize(rows),
         "speed": speed(model, *pairs[0]),
-        **({"identification": about} if about else {}),
+        "identification": about,
         "conversions": rows,
     }
     checkpoints.write_json(output / "report.json", report)
@@ -332,25 +286,13 @@ def shown_of(count: int) -> set[int]:
     return {number * count // most for number in range(most)}
 
 
-def write_documents(output, name: str, title: str, reports, shown, *, page):
-    """Writes NAME.md and, if wished, NAME.html of reports and sounds."""
-    from svc_jax import evaluation_report
-
-    found = evaluation_report.tables(reports)
-    text = evaluation_report.markdown(title, found)
-    evaluation_report.write(output, f"{name}.md", text)
-    if page:
-        text = evaluation_report.page(title, found, shown)
-        evaluation_report.write(output, f"{name}.html", text)
-
-
 def compare(flags, models: Sequence[str]):
     """Evaluates two models alike, and writes what they did side by side.
 
     Raises:
       UserError: unless there are two models of different names.
     """
-    from svc_jax import checkpoints
+    from svc_jax import checkpoints, evaluation_report
     from svc_jax.errors import UserError
 
     names = [pathlib.Path(model).name for model in models]
@@ -377,7 +319,9 @@ def compare(flags, models: Sequence[str]):
         },
     )
     title = f"{names[0]} and {names[1]}"
-    write_documents(output, "comparison", title, reports, shown, page=flags.page)
+    evaluation_report.write(
+        output, "comparison", title, reports, shown, with_page=flags.page
+    )
 
 
 def main(argv, flags):
@@ -392,15 +336,14 @@ def main(argv, flags):
         compare(flags, argv[1:])
         return
     if argv[1:] or not flags.model:
-        raise UserError(
-            f"{argv[1]!r} is no flag; see --help."
-            if argv[1:]
-            else "--model must be given, or --compare with two; see --help."
-        )
+        said = f"{argv[1]!r} is no flag" if argv[1:] else "--model must be given"
+        raise UserError(f"{said}; see --help.")
     output = pathlib.Path(flags.output)
     report, shown = judged(flags, flags.model, output)
     name = pathlib.Path(flags.model).name
-    write_documents(output, "report", name, {name: report}, shown, page=flags.page)
+    evaluation_report.write(
+        output, "report", name, {name: report}, shown, with_page=flags.page
+    )
     print_summary(report["summary"])
 
 

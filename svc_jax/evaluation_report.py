@@ -125,17 +125,15 @@ def tables(reports: Mapping[str, dict]) -> list[Table]:
 
 def _measures(reports) -> Table:
     """Every measure of all conversions, the paper's and that of real recordings beside."""
-    held_out = (
-        next(iter(reports.values())).get("identification", {}).get("held_out", {})
-    )
+    about = next(iter(reports.values()))["identification"]
+    held_out = about["held_out"] if about else {}
+    summaries = [report["summary"]["all"] for report in reports.values()]
     rows = []
     for key, (said, _) in MEASURES.items():
-        values = [report["summary"]["all"].get(key) for report in reports.values()]
-        if any(key in report["summary"]["all"] for report in reports.values()):
+        if any(key in summary for summary in summaries):
+            values = (cell(key, summary.get(key)) for summary in summaries)
             real = cell(key, held_out[key]) if key in held_out else ""
-            rows.append(
-                (said, *(cell(key, v) for v in values), real, _PAPER.get(key, ""))
-            )
+            rows.append((said, *values, real, _PAPER.get(key, "")))
     factors = [report["speed"]["real_time_factor"] for report in reports.values()]
     said = "real-time factor, wav to wav, features included"
     rows.append((said, *(f"{factor:.3f}" for factor in factors), "", ""))
@@ -287,6 +285,31 @@ def picture(sounds: Mapping[str, Sound]) -> bytes:
     return file.getvalue()
 
 
-def write(folder, name: str, text: str):
-    """Writes a document under a temporary name, then renames it."""
-    weight_files.write_bytes(pathlib.Path(folder) / name, text.encode())
+def write(
+    folder,
+    name: str,
+    title: str,
+    reports: Mapping[str, dict],
+    shown: Mapping[str, Mapping[str, Sound]],
+    *,
+    with_page: bool,
+):
+    """Writes FOLDER/NAME.md and, if wished, NAME.html.
+
+    Args:
+      folder: of the documents.
+      name: of them, without its ending.
+      title: of them.
+      reports: see `tables`.
+      shown: see `page`.
+      with_page: whether to write the page.
+
+    Raises:
+      UserError: if the folder cannot be written to.
+    """
+    found = tables(reports)
+    texts = {".md": markdown(title, found)}
+    if with_page:
+        texts[".html"] = page(title, found, shown)
+    for ending, text in texts.items():
+        weight_files.write_bytes(pathlib.Path(folder, name + ending), text.encode())

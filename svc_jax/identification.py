@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline import schema
 from svc_jax import audio_files, measures, probes
 from svc_jax.errors import UserError
 
@@ -183,3 +184,65 @@ def from_dataset(data_dir) -> Recordings:
                 left[name] -= example["audio"].size
         parts.append(found)
     return Recordings(*parts)
+
+
+def real_recordings(folder, data_dir, sample_rate: int) -> Recordings | None:
+    """What there is of real recordings.
+
+    Args:
+      folder: that was named for them, or None.
+      data_dir: of the dataset that the model was trained on; "" where that is secret.
+      sample_rate: of the model, in Hz.
+
+    Returns:
+      Those of the folder, else of the dataset; None, and says so, without either.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+    if folder:
+        return from_folder(folder, sample_rate)
+    if not (data_dir and (pathlib.Path(data_dir) / schema.CARD).is_file()):
+        print(
+            "note: who sings is not told, for the dataset is not here; name recordings"
+            " by --singers_from."
+        )
+        return None
+    if len(schema.Card.read(data_dir).singers) < 2:
+        print("note: who sings is not told, for there is one singer.")
+        return None
+    return from_dataset(data_dir)
+
+
+def learn(
+    recordings: Recordings, sample_rate: int, corpora: Sequence[str] = ()
+) -> tuple[Identifier, dict]:
+    """Fits an identifier, and puts it to the recordings that were held out.
+
+    Args:
+      recordings: real ones.
+      sample_rate: of them, in Hz.
+      corpora: see Identifier.tell.
+
+    Returns:
+      (Identifier; dict of singers, how many recordings were fitted and how many held
+      out, and `held_out`, the means of what it told of those).
+
+    Raises:
+      UserError: if there are not two singers.
+    """
+    identifier = fit(recordings.fitted, sample_rate)
+    told = [
+        identifier.tell(audio, sample_rate, name, corpora)
+        for name, own in recordings.held_out.items()
+        if name in identifier.names
+        for audio in own
+    ]
+    keys = told[0] if told else ()
+    about = {
+        "singers": list(identifier.names),
+        "num_fitted": sum(map(len, recordings.fitted.values())),
+        "num_held_out": len(told),
+        "held_out": {key: float(np.mean([t[key] for t in told])) for key in keys},
+    }
+    return identifier, about

@@ -21,6 +21,7 @@ def report(vde: float, **more) -> dict:
         "model": "runs/choir",
         "summary": {"all": of_all, "a|b": of_all},
         "speed": {"real_time_factor": 0.125},
+        "identification": None,
         "conversions": [{}, {}],
         **more,
     }

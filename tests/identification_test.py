@@ -103,3 +103,24 @@ def test_a_dataset_gives_its_training_and_its_validation_records(dataset):
     assert set(found.fitted) == set(found.held_out) == {"alto", "bass"}
     assert len(found.held_out["alto"]) == 1
     assert all(np.abs(audio).max() > 0.01 for audio in found.held_out["alto"])
+
+
+def test_it_is_put_to_real_recordings_that_were_held_out():
+    fitted = {
+        name: [voice(name, n, 180.0 + 20 * n) for n in range(4)] for name in FORMANTS
+    }
+    held_out = {"anna_2": [voice("anna_2", 9, 200.0)], "carl": [voice("anna_1", 9)]}
+    _, about = identification.learn(
+        identification.Recordings(fitted, held_out), 16_000, ["anna_*"]
+    )
+    assert (about["num_fitted"], about["num_held_out"]) == (12, 1)
+    assert about["held_out"]["identified"] == 1
+    assert about["held_out"]["identified_in_corpus"] == 1
+
+
+def test_without_recordings_it_is_said(dataset, capsys, tmp_path):
+    for data_dir in ("", tmp_path):
+        assert identification.real_recordings(None, data_dir, 16_000) is None
+        assert "name recordings by --singers_from" in capsys.readouterr().out
+    found = identification.real_recordings(None, dataset, 16_000)
+    assert set(found.fitted) == {"alto", "bass"}
