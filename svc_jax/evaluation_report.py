@@ -205,8 +205,8 @@ def page(
             f"<table><tr>{head}</tr>\n{rows}</table>\n"
         )
     parts.append(
-        "<h2>Conversions</h2>\n<p>f0: in cyan as the model's tracker hears it, in white"
-        " as it was asked for.</p>\n"
+        "<h2>Conversions</h2>\n<p>f0: the line as the model's tracker hears it, dotted as"
+        " it was asked for.</p>\n"
     )
     for name, sounds in shown.items():
         players = "".join(
@@ -253,33 +253,37 @@ def require_matplotlib():
 
 
 def picture(sounds: Mapping[str, Sound]) -> bytes:
-    """Spectrograms of sounds side by side with their f0, as PNG."""
+    """Spectrograms of sounds side by side, their f0 below them, as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(sounds), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(sounds), sharey=True, squeeze=False)[0]
-    for axis, (name, sound) in zip(axes, sounds.items(), strict=True):
+    figure = Figure(figsize=(5 * len(sounds), 4), layout="constrained")
+    axes = figure.subplots(
+        2,
+        len(sounds),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=(2, 1),
+    )
+    for (above, below), (name, sound) in zip(axes.T, sounds.items(), strict=True):
         sample_rate = sound.geometry.sample_rate
-        axis.imshow(
+        above.imshow(
             metrics.spectrogram_db(sound.audio),
             origin="lower",
             aspect="auto",
             cmap="magma",
             vmin=-60,
-            vmax=40,
+            vmax=30,
             extent=(0, sound.audio.size / sample_rate, 0, sample_rate / 2000),
         )
-        for f0_hz, colour, style in (
-            (sound.heard_hz, "cyan", "-"),
-            (sound.asked_hz, "white", ":"),
-        ):
+        above.set_title(name, loc="left", fontsize=9)
+        for f0_hz, style in ((sound.heard_hz, "C0-"), (sound.asked_hz, "k:")):
             if f0_hz is not None:
-                khz = np.where(f0_hz > 0, f0_hz, np.nan) / 1000
                 seconds = np.arange(len(f0_hz)) / sound.geometry.frame_rate
-                axis.plot(seconds, khz, style, color=colour, linewidth=1)
-        axis.set_title(name, loc="left", fontsize=9)
-        axis.set_xlabel("seconds")
-    axes[0].set_ylabel("kHz")
+                below.plot(seconds, np.where(f0_hz > 0, f0_hz, np.nan), style)
+        below.set_xlabel("seconds")
+    axes[0, 0].set_ylabel("kHz")
+    axes[1, 0].set_ylabel("f0, Hz")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=80)
     return file.getvalue()
