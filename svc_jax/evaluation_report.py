@@ -139,12 +139,13 @@ def _measures(reports) -> Table:
     rows.append((said, *(f"{factor:.3f}" for factor in factors), "", ""))
     headings = ("", *reports, "real, held out", "UCD-SVC in the paper")
     count = len(next(iter(reports.values()))["conversions"])
-    return Table(
-        "All conversions",
-        headings,
-        rows,
-        f"Means over {count} conversions. f0 is compared with the source's, shifted.",
-    )
+    note = f"Means over {count} conversions. f0 is compared with the source's, shifted."
+    if about:
+        note += (
+            f" Who sings is told among {len(about['singers'])}; real: that classifier on"
+            f" {about['num_held_out']} recordings that it was not fitted to."
+        )
+    return Table("All conversions", headings, rows, note)
 
 
 def cell(key: str, value: float | None) -> str:

@@ -301,7 +301,7 @@ def test_singers_can_be_chosen(start, sources, model_workdir, tmp_path):
     [
         (["--singers=bass,tenor"], "singer 'tenor' is unknown; the model knows alto,"),
         (["more"], "'more' is no flag; see --help."),
-        (["--model="], "--model must be given, or --compare with two; see --help."),
+        (["--model="], "--model must be given; see --help."),
         (["--sources=EMPTY"], "EMPTY: holds no audio files; check --sources."),
         (["--transpose=up"], "--transpose 'up': choose mean, octave, none or"),
     ],

@@ -33,14 +33,19 @@ def sound(hz: float) -> evaluation_report.Sound:
 
 
 def test_markdown_says_what_was_measured_beside_the_paper():
-    held_out = {"held_out": {"identified": 0.9}}
-    made = report(0.1, identification=held_out)
+    about = {
+        "singers": ["a", "b"],
+        "num_held_out": 7,
+        "held_out": {"identified": 0.9},
+    }
+    made = report(0.1, identification=about)
     made["summary"]["all"]["identified"] = 0.5
     text = evaluation_report.markdown(
         "choir", evaluation_report.tables({"choir": made})
     )
     lines = text.splitlines()
     assert lines[0] == "# choir"
+    assert "Who sings is told among 2; real: that classifier on 7 recordings" in text
     (vde,) = [line for line in lines if line.startswith("| VDE, frames")]
     assert vde.split(" | ")[1:] == ["10.0%", "", "2.47 to 6.98 % |"]
     (told,) = [line for line in lines if line.startswith("| identified as")]
