@@ -38,7 +38,9 @@ def multiply_adds(jaxpr) -> dict[str, int]:
             else:
                 # What a loop repeats stands in it once.
                 repeats = equation.params["length"] if name == "scan" else 1
-                for value in equation.params.values():
+                # The last branch of what depends on the platform is the plain form.
+                branches = equation.params.get("branches", ())[-1:]
+                for value in (*equation.params.values(), *branches):
                     if isinstance(value, jax.extend.core.ClosedJaxpr):
                         visit(value.jaxpr, times * repeats)
                 continue

@@ -20,7 +20,7 @@ from svc_jax.errors import UserError
 def toy_state(step: int):
     """A state whose every value tells its step."""
     rng = np.random.default_rng(step)
-    params = {"kernel": rng.normal(size=(64, 33)).astype(np.float32)}
+    params = {"layer": {"kernel": rng.normal(size=(64, 33)).astype(np.float32)}}
     return {"step": np.int32(step), "generator": params, "ema_params": params}
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_without_checksums_is_taken_and_said(run, capsys):
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path, num_devices):
     state = begin(tmp_path, 8)
-    assert len(state["generator"]["kernel"].sharding.device_set) == 8
+    assert len(state["generator"]["layer"]["kernel"].sharding.device_set) == 8
     with checkpoints.manager(tmp_path, keep=1) as manager:
         checkpoints.save(manager, 5, state)
     resumed = begin(tmp_path, num_devices)

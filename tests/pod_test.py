@@ -77,8 +77,8 @@ def restored(config, workdir, devices: int):
     grid = np.asarray(jax.devices()[:devices]).reshape(-1, 1)
     mesh = jax.sharding.Mesh(grid, sharding.MESH_AXES)
     shardings = sharding.state_shardings(abstract, mesh)
-    with checkpoints.manager(workdir, keep=None) as manager:
-        return checkpoints.restore(manager, abstract, shardings)
+    step = checkpoints.newest(workdir)
+    return checkpoints.restore(workdir, step, abstract, shardings)
 
 
 def assert_same_training(found, expected, tolerance: float):
@@ -98,7 +98,9 @@ def assert_same_training(found, expected, tolerance: float):
 
 def assert_same_metrics(found, expected, tolerance: float):
     assert found[1].keys() == expected[1].keys()
-    for name in found[1].keys() - {"time"}:
+    for name in found[1]:
+        if name.split("/")[0] in ("time", "speed", "memory"):
+            continue
         assert found[1][name] == pytest.approx(expected[1][name], rel=tolerance), name
 
 
