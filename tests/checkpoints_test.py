@@ -130,7 +130,9 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path, num_devices)
     with checkpoints.manager(tmp_path, keep=1) as manager:
         checkpoints.save(manager, 5, state)
     resumed = begin(tmp_path, num_devices)
-    assert len(resumed["generator"]["layer"]["kernel"].sharding.device_set) == num_devices
+    assert (
+        len(resumed["generator"]["layer"]["kernel"].sharding.device_set) == num_devices
+    )
     assert_is_of(resumed, 0)
 
 
