@@ -17,10 +17,6 @@ class Probe:
     accuracy: float
     chance: float
 
-    @property
-    def above_chance(self) -> float:
-        return self.accuracy - self.chance
-
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
