@@ -188,6 +188,11 @@ def _jitted_ctc():
     )
 
 
+def percents(values: dict[str, float]) -> str:
+    """Shares by name, for people: `phone error rate 35.0%, ...`."""
+    return ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in values.items())
+
+
 def lines(found: dict[str, dict]) -> list[str]:
     """A report of each split, for people."""
     said = []
@@ -196,8 +201,7 @@ def lines(found: dict[str, dict]) -> list[str]:
             f"{split}: {values['recordings']} recordings of {values['speakers']} speakers"
         )
         for how in ("greedy", "beam"):
-            rates = (f"{k.replace('_', ' ')} {v:.1%}" for k, v in values[how].items())
-            said.append(f"  {how}: {', '.join(rates)}")
+            said.append(f"  {how}: {percents(values[how])}")
         if "choice" in values:
             choice = values["choice"]
             said.append(
@@ -206,6 +210,5 @@ def lines(found: dict[str, dict]) -> list[str]:
             )
         for probe in ("singer_probe", "phone_probe"):
             if probe in values:
-                cells = (f"{name} {v:.1%}" for name, v in values[probe].items())
-                said.append(f"  {probe.replace('_', ' ')}: {', '.join(cells)}")
+                said.append(f"  {probe.replace('_', ' ')}: {percents(values[probe])}")
     return said

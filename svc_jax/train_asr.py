@@ -110,6 +110,7 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
     init = functools.partial(asr_steps.initial_state, trained, optimizer)
     rng_init, rng_train = jax.random.split(jax.random.key(config.seed))
     limits = {"batch_seconds": config.batch_seconds, "max_buckets": config.max_buckets}
+    measured_by = labels, config.data.unit, limits
     with (
         checkpoints.manager(workdir, keep=config.keep) as manager,
         metrics.Writer(workdir) as writer,
@@ -157,18 +158,15 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
                 params = asr_steps.plain_params(state)
                 for split, utterances in held_out.items():
                     rates = recognition.error_rates(
-                        wav2letter, params, utterances, labels, config.data.unit, limits
+                        wav2letter, params, utterances, *measured_by
                     )
                     writer.scalars(done, {f"{split}/{k}": v for k, v in rates.items()})
-                    said = (f"{k.replace('_', ' ')} {v:.1%}" for k, v in rates.items())
-                    metrics.say(f"step {done}, {split}: {', '.join(said)}")
+                    metrics.say(f"step {done}, {split}: {recognition.percents(rates)}")
     params = jax.device_get(asr_steps.plain_params(state))
     weights.save_wav2letter(result, params, {**network, "labels": [*labels, BLANK]})
     print(f"wrote {result}")
     found = {
-        split: recognition.report(
-            wav2letter, params, utterances, labels, config.data.unit, limits
-        )
+        split: recognition.report(wav2letter, params, utterances, *measured_by)
         for split, utterances in held_out.items()
     }
     checkpoints.write_json(workdir / "report.json", found)
