@@ -70,20 +70,25 @@ def test_a_local_pod_tells_each_process_who_it_is():
         assert f"--num_processes=2 --process_id={number} {' '.join(FLAGS)}" in line
 
 
-# A stand-in for python: the port is asked of the real one; process 1 fails once, while
-# process 0 would wait for it forever, as in a collective.
+# A stand-in for python: the port is asked of the real one; process 1 fails once, after
+# process 0 has started, which would wait for it forever, as in a collective.
 TRAINER = """
 [[ $1 != -c ]] || { echo 12345; exit; }
-[[ $* != *--process_id=0* ]] || { [[ ! -e DIED ]] || exit 0; exec sleep 600; }
 [[ ! -e DIED ]] || exit 0
+[[ $* != *--process_id=0* ]] || { touch STARTED; exec sleep 600; }
+until [[ -e STARTED ]]; do sleep 0.01; done
 touch DIED
 exit CODE
 """
 
 
+def trainer(folder: pathlib.Path, code: int) -> str:
+    body = TRAINER.replace("DIED", str(folder / "died")).replace("CODE", str(code))
+    return body.replace("STARTED", str(folder / "started"))
+
+
 def test_when_one_process_dies_all_start_again(command, tmp_path):
-    body = TRAINER.replace("DIED", str(tmp_path / "died")).replace("CODE", "137")
-    command("python", body)
+    command("python", trainer(tmp_path, 137))
     child = run("local_pod.sh", 2, 4, *FLAGS)
     assert child.returncode == 0, child.stderr
     assert "code 137" in child.stderr
@@ -94,8 +99,7 @@ def test_when_one_process_dies_all_start_again(command, tmp_path):
 
 
 def test_an_error_that_a_user_can_mend_is_not_tried_again(command, tmp_path):
-    body = TRAINER.replace("DIED", str(tmp_path / "died")).replace("CODE", "2")
-    command("python", body)
+    command("python", trainer(tmp_path, 2))
     assert run("local_pod.sh", 2, 4, *FLAGS).returncode == 2
     assert len([line for line in command.log() if "svc_jax.train" in line]) == 2
 
