@@ -10,6 +10,9 @@ def paper_config() -> ml_collections.ConfigDict:
     config.num_steps = 400_000
     config.batch_size = 16  # over all devices
     config.num_model = 1  # devices along the mesh's `model` axis
+    config.accumulate = 1  # parts of a batch that are computed one after the other
+    config.precision = "float32"  # or bfloat16: of the layers; the losses are float32
+    config.remat = "none"  # or dots, full: what the backward pass computes again
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = ""  # a dataset made by data_pipeline.prepare
@@ -72,5 +75,10 @@ def paper_config() -> ml_collections.ConfigDict:
     config.log_every = 100
     config.eval_every = 5_000
     config.checkpoint_every = 5_000
-    config.keep = 3
+    config.keep = 3  # the last ones; the best one stays too
+    config.keep_every = 100_000  # and those whose step is a multiple; 0: none
+
+    config.guard = ml_collections.ConfigDict()
+    config.guard.in_a_row = 10  # updates not finite: back to the newest checkpoint
+    config.guard.rollbacks = 3  # after so many, give up
     return config

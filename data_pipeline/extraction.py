@@ -15,7 +15,6 @@ from data_pipeline.sources import Source
 from data_pipeline.verdicts import Sound
 from svc_jax.geometry import FrameGeometry
 
-LONG_SECONDS = 16  # from here on, features are made block by block
 ACCELERATED_BATCH = 8  # recordings at once where there is more than a CPU
 _VERSION = 1  # of what is kept; raise it when a change here alters an entry
 
@@ -211,7 +210,7 @@ def _listen(source: Source, recipe: Recipe, stack: contextlib.ExitStack):
 
 def _short_features(extractor, params, fresh: dict) -> dict:
     """Features of the recordings that are short enough to be heard as a whole."""
-    most = LONG_SECONDS * extractor.geometry.sample_rate
+    most = listening.LONG_SECONDS * extractor.geometry.sample_rate
     short = {
         number: audio.read(0, num_samples)
         for number, (measures, audio, num_samples) in fresh.items()

@@ -10,6 +10,7 @@ import numpy as np
 
 from svc_jax import audio_files
 
+LONG_SECONDS = 16  # from here on, features are made block by block
 BLOCK = 1 << 14  # samples of a file read at once; what a break in it costs
 IN_MEMORY = 64 << 20  # bytes of audio; what is longer waits on disk
 MAX_SAMPLES = 1 << 40  # in a file

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from data_pipeline.feature_cache import replacing
 from svc_jax import audio_files
 from svc_jax.errors import UserError
 
@@ -145,9 +146,8 @@ def write_left_out(path: pathlib.Path, left_out):
     """Writes a table of (path, why it was left out) under a temporary name first."""
     lines = ["path\treason", *("\t".join(entry) for entry in left_out)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n")
 
 
 def load(folder, rows, unit: str, labels: tuple[str, ...]):

@@ -1,16 +1,20 @@
 """From a config to modules and optimisers; below this, no function sees a config."""
 
+import jax.numpy as jnp
+
 from svc_jax import optimizers, steps
 from svc_jax.errors import UserError
 from svc_jax.features import FeatureExtractor
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.crepe import Crepe
 from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminator
+from svc_jax.models.layers import REMAT
 from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
 
 GENERATORS = {"wavenet": WaveNetGenerator, "source_filter": SourceFilterGenerator}
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 DISCRIMINATORS = {"wavenet": WaveNetDiscriminator, "multi": MultiDiscriminator}
 
 
@@ -31,11 +35,11 @@ def _arguments(section) -> dict:
     }
 
 
-def _named(modules: dict, section: str, name: str):
-    if name not in modules:
-        known = ", ".join(modules)
-        raise UserError(f"config.{section}.name is {name!r}; choose one of {known}.")
-    return modules[name]
+def _named(choices: dict, key: str, name: str):
+    if name not in choices:
+        known = ", ".join(choices)
+        raise UserError(f"config.{key} is {name!r}; choose one of {known}.")
+    return choices[name]
 
 
 def generator(config, num_singers: int):
@@ -51,7 +55,7 @@ def generator(config, num_singers: int):
             " singers; train on it with configs/multi.py."
         )
     grid = geometry(config)
-    module = _named(GENERATORS, "generator", config.generator.name)(
+    module = _named(GENERATORS, "generator.name", config.generator.name)(
         num_singers=num_singers,
         sample_rate=grid.sample_rate,
         hop_length=grid.hop_length,
@@ -70,7 +74,7 @@ def discriminator(config):
     Raises:
       UserError: for an unknown name.
     """
-    return _named(DISCRIMINATORS, "discriminator", config.discriminator.name)(
+    return _named(DISCRIMINATORS, "discriminator.name", config.discriminator.name)(
         **_arguments(config.discriminator)
     )
 
@@ -103,9 +107,17 @@ def extractor(
 
 
 def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Networks:
-    """All modules of a run."""
+    """All modules of a run, as they compute in training.
+
+    Raises:
+      UserError: for a name that config.precision or config.remat cannot have.
+    """
+    dtype = _named(PRECISIONS, "precision", config.precision)
+    remat = _named(REMAT, "remat", config.remat)
     return steps.Networks(
-        generator(config, num_singers), discriminator(config), extractor
+        generator(config, num_singers).clone(dtype=dtype, remat=remat),
+        discriminator(config).clone(dtype=dtype),
+        extractor,
     )
 
 

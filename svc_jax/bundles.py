@@ -120,7 +120,7 @@ def load(path) -> Model:
         params, _ = weight_files.read_safetensors(path / PARAMS, "generator")
         _check_params(path / PARAMS, params, generator, extractor)
     else:
-        params = _newest_params(path, config, generator, extractor)
+        params = _newest_params(path, generator, extractor)
     frozen = FrozenParams(crepe and crepe.params, wav2letter.params)
     return Model(generator, params, extractor, frozen, card, config)
 
@@ -219,24 +219,19 @@ def _check_params(path, params, generator, extractor):
             raise UserError(f"{path}: {name} holds NaN; train and export again.")
 
 
-def _newest_params(workdir, config, generator, extractor):
-    """The running mean of G's parameters in the newest checkpoint."""
-    from svc_jax import builders, checkpoints, steps
+def _newest_params(workdir, generator, extractor):
+    """The running mean of G's parameters in the newest intact checkpoint."""
+    from svc_jax import checkpoints, steps
 
-    nothing = UserError(
-        f"{workdir}: holds neither {PARAMS} nor a checkpoint; train, or export again."
-    )
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise nothing
-    discriminator = builders.discriminator(config)
-    networks = steps.Networks(generator, discriminator, extractor)
-    optimizers = builders.run_optimizers(config)
-    init = functools.partial(steps.init_state, networks, optimizers)
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    with checkpoints.manager(workdir, keep=None) as manager:
-        if manager.latest_step() is None:
-            raise nothing
-        return checkpoints.restore(manager, abstract).ema_params
+    step = checkpoints.newest(workdir)
+    if step is None:
+        raise UserError(
+            f"{workdir}: holds neither {PARAMS} nor a checkpoint; train, or export"
+            " again."
+        )
+    init = functools.partial(steps.init_generator, generator, extractor)
+    wanted = {"ema_params": jax.eval_shape(init, jax.random.key(0))}
+    return checkpoints.restore(workdir, step, wanted)["ema_params"]
 
 
 def untrained(model: Model) -> Model:

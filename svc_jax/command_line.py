@@ -36,6 +36,7 @@ def run(main, define_flags, description: str, *, takes_arguments: bool = False):
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(_has_no_traceback)
         try:
             if argv[1:] and not takes_arguments:
                 raise UserError(f"{argv[1]!r} is no flag; see --help.")
@@ -56,6 +57,11 @@ def run(main, define_flags, description: str, *, takes_arguments: bool = False):
             sys.exit(2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _has_no_traceback(record) -> bool:
+    """Drops from the log what a library logs of an error that it also raises."""
+    return not record.exc_info
 
 
 def one_line(error: Exception) -> str:

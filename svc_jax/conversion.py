@@ -19,7 +19,6 @@ from svc_jax.errors import UserError
 from svc_jax.features import Extracted
 from svc_jax.long_recordings import LongRecording
 
-LONG_SECONDS = 16  # from here on, features are made block by block
 SILENCE_SECONDS = 0.02  # of zeros in the source, from which on the result is silent
 FADE_SECONDS = 0.005  # before and after
 CEILING = 0.99  # of the true peak
@@ -180,7 +179,7 @@ def hear(model: Model, audio: listening.Audio):
     """
     extractor, geometry = model.extractor, model.extractor.geometry
     num_samples = geometry.padded_length(audio.num_samples)
-    if num_samples > LONG_SECONDS * geometry.sample_rate:
+    if num_samples > listening.LONG_SECONDS * geometry.sample_rate:
         recording = LongRecording(extractor, model.frozen, audio.read, num_samples)
         return recording.extract(), recording.content()
     samples = audio.read(0, num_samples)

@@ -1,5 +1,6 @@
 """A table of a run's networks: parameters, receptive fields, cost, rates."""
 
+import dataclasses
 import math
 
 import jax
@@ -37,7 +38,9 @@ def multiply_adds(jaxpr) -> dict[str, int]:
             else:
                 # What a loop repeats stands in it once.
                 repeats = equation.params["length"] if name == "scan" else 1
-                for value in equation.params.values():
+                # The last branch of what depends on the platform is the plain form.
+                branches = equation.params.get("branches", ())[-1:]
+                for value in (*equation.params.values(), *branches):
                     if isinstance(value, jax.extend.core.ClosedJaxpr):
                         visit(value.jaxpr, times * repeats)
                 continue
@@ -82,6 +85,9 @@ def table(networks: steps.Networks) -> str:
     Returns:
       Lines of text.
     """
+    # What a layer computes again would hide its name.
+    generator = networks.generator.clone(remat=None)
+    networks = dataclasses.replace(networks, generator=generator)
     extractor = networks.extractor
     geometry = extractor.geometry
     seconds = geometry.segment_samples / geometry.sample_rate

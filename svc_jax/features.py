@@ -239,6 +239,22 @@ class FeatureExtractor:
                     extracted[number] = self._row(result, row, lengths[number])
         return [extracted[number] for number in range(len(recordings))]
 
+    def label_scores(self, params: FrozenParams, audio) -> np.ndarray:
+        """What Wav2Letter reads in a whole recording, on the host.
+
+        Args:
+          params: weights of the frozen networks.
+          audio: float32 [n].
+
+        Returns:
+          [A, num_labels].
+        """
+        length = self.geometry.padded_length(audio.size)
+        padded = np.zeros((1, self._bucket(length)), np.float32)
+        padded[0, : audio.size] = audio
+        scores = _label_scores(self, params, padded, np.asarray([length], np.int32))
+        return np.asarray(scores)[0, : self.geometry.num_asr_frames(length)]
+
     def _row(self, result: Extracted, row: int, length: int) -> Extracted:
         """One recording of a batch, without what it was padded by."""
         frames = self.geometry.num_frames(length)
@@ -267,3 +283,8 @@ class FeatureExtractor:
 @functools.partial(jax.jit, static_argnums=0)
 def _extract(extractor: FeatureExtractor, params, audio, length) -> Extracted:
     return extractor.extract(params, audio, length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _label_scores(extractor: FeatureExtractor, params, audio, length):
+    return extractor.read(params, audio, length)[0]["logits"]

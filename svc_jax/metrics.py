@@ -1,5 +1,8 @@
-"""What a run tells: JSON lines, TensorBoard, a progress bar, and an alarm."""
+"""What a run tells: JSON lines, TensorBoard, a progress bar, traces, and an alarm."""
 
+import collections
+import contextlib
+import itertools
 import json
 import pathlib
 import sys
@@ -35,7 +38,9 @@ class Writer:
         for name, value in values.items():
             if name.startswith("loss/"):
                 self.newest_losses[name.removeprefix("loss/")] = f"{value:.3f}"
-        self._lines.write(json.dumps({"step": step, "time": time.time(), **values}))
+        # JSON has no NaN.
+        line = {k: v if np.isfinite(v) else None for k, v in values.items()}
+        self._lines.write(json.dumps({"step": step, "time": time.time(), **line}))
         self._lines.write("\n")
         self._lines.flush()
         for name, value in values.items():
@@ -58,6 +63,74 @@ class Writer:
         if self._active:
             self._lines.close()
             self._board.close()
+
+
+class StepClock:
+    """Where the time of the steps goes.
+
+    The device works while the host prepares: what is not spent on a part that is named
+    is waiting for it, or giving it work.
+    """
+
+    def __init__(self):
+        self._start()
+
+    def _start(self):
+        self._spent = collections.Counter()
+        self._num_steps = 0
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def part(self, name: str):
+        """What happens inside counts as this part: input, evaluate or save."""
+        began = time.monotonic()
+        yield
+        self._spent[name] += time.monotonic() - began
+        self._num_steps += name == "input"
+
+    def scalars(self, audio_seconds: float) -> dict[str, float]:
+        """Means over the steps since the last call.
+
+        Args:
+          audio_seconds: in a step, of all hosts.
+
+        Returns:
+          dict of seconds a step, `time/total` of which `time/input`, `time/evaluate`,
+          `time/save` and the rest, `time/compute`; `speed/audio_seconds` per second;
+          and, where the device tells, its `memory/peak_gigabytes` so far.
+        """
+        total = time.monotonic() - self._began
+        spent = {name: self._spent[name] for name in ("input", "evaluate", "save")}
+        seconds = {**spent, "compute": total - sum(spent.values()), "total": total}
+        found = {f"time/{k}": v / self._num_steps for k, v in seconds.items()}
+        found["speed/audio_seconds"] = audio_seconds * self._num_steps / total
+        memory = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            found["memory/peak_gigabytes"] = memory["peak_bytes_in_use"] / 1e9
+        self._start()
+        return found
+
+
+def profiled(steps, folder, first: int | None, last: int | None):
+    """The steps, and for TensorBoard's profiler a trace of those from first to last.
+
+    Args:
+      steps: iterator of their numbers, as `progress`.
+      folder: gets the trace.
+      first: None for no trace.
+      last: of the trace.
+
+    Yields:
+      The steps.
+    """
+    for step in steps:
+        if step != first:
+            yield step
+            continue
+        with jax.profiler.trace(str(folder)):
+            yield step
+            yield from itertools.islice(steps, last - first)
+        say(f"wrote a trace of steps {first} to {last} to {folder}")
 
 
 def check_finite(step: int, values: dict[str, float]):

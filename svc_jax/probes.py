@@ -17,9 +17,29 @@ class Probe:
     accuracy: float
     chance: float
 
-    @property
-    def above_chance(self) -> float:
-        return self.accuracy - self.chance
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Logistic regression on standardised features.
+
+    Attributes:
+      mean, deviation: [D] of what it was fitted to.
+      weights: [D, C].
+      bias: [C].
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def standardise(self, x):
+        """[N, D] -> [N, D]."""
+        return (x - self.mean) / self.deviation
+
+    def scores(self, x):
+        """Logits of the classes: [N, D] -> [N, C]."""
+        return self.standardise(x) @ self.weights + self.bias
 
 
 def linear(fit_x, fit_y, test_x, test_y, penalty: float = 1e-3) -> Probe:
@@ -32,25 +52,29 @@ def linear(fit_x, fit_y, test_x, test_y, penalty: float = 1e-3) -> Probe:
       test_y: [M], classes that are in fit_y.
       penalty: on the squared weights, against the mean cross entropy.
     """
+    found = fit_linear(fit_x, fit_y, penalty).scores(test_x).argmax(axis=1)
+    test_y = np.asarray(test_y)
+    return Probe(
+        float((found == test_y).mean()), float(np.bincount(test_y).max() / len(test_y))
+    )
+
+
+def fit_linear(fit_x, fit_y, penalty: float = 1e-3) -> Linear:
+    """Fits logistic regression; arguments as of `linear`."""
     import jax
     import jax.numpy as jnp
     import optax
 
     mean, deviation = fit_x.mean(axis=0), np.maximum(fit_x.std(axis=0), 1e-6)
-    fit_x, test_x = (
-        jnp.asarray((x - mean) / deviation, jnp.float32) for x in (fit_x, test_x)
-    )
+    fit_x = jnp.asarray((fit_x - mean) / deviation, jnp.float32)
     fit_y = jnp.asarray(fit_y)
     params = {
         "weights": jnp.zeros((fit_x.shape[1], int(fit_y.max()) + 1)),
         "bias": jnp.zeros(int(fit_y.max()) + 1),
     }
 
-    def score(params, x):
-        return x @ params["weights"] + params["bias"][None]
-
     def loss(params):
-        logits = score(params, fit_x)
+        logits = fit_x @ params["weights"] + params["bias"][None]
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, fit_y)
         return jnp.mean(entropy) + penalty * jnp.sum(jnp.square(params["weights"]))
 
@@ -68,10 +92,8 @@ def linear(fit_x, fit_y, test_x, test_y, penalty: float = 1e-3) -> Probe:
     (params, _), _ = jax.jit(
         lambda params: jax.lax.scan(step, (params, optimizer.init(params)), length=100)
     )(params)
-    found = np.asarray(jnp.argmax(score(params, test_x), axis=1))
-    test_y = np.asarray(test_y)
-    return Probe(
-        float((found == test_y).mean()), float(np.bincount(test_y).max() / len(test_y))
+    return Linear(
+        mean, deviation, np.asarray(params["weights"]), np.asarray(params["bias"])
     )
 
 

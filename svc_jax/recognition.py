@@ -30,14 +30,21 @@ def outputs(wav2letter, params, utterances, limits) -> Iterator[tuple]:
     import jax
 
     from data_pipeline import transcripts
-    from svc_jax import asr_steps
 
-    predict = jax.jit(functools.partial(asr_steps.predict, wav2letter))
     for batch, members in transcripts.eval_batches(utterances, **limits):
-        found, num_frames = jax.device_get(predict(params, batch))
+        found, num_frames = jax.device_get(_predict(wav2letter)(params, batch))
         for row, utterance in enumerate(members):
             count = num_frames[row]
             yield utterance, {name: array[row, :count] for name, array in found.items()}
+
+
+@functools.cache
+def _predict(wav2letter):
+    import jax
+
+    from svc_jax import asr_steps
+
+    return jax.jit(functools.partial(asr_steps.predict, wav2letter))
 
 
 class Errors:
@@ -181,6 +188,11 @@ def _jitted_ctc():
     )
 
 
+def percents(values: dict[str, float]) -> str:
+    """Shares by name, for people: `phone error rate 35.0%, ...`."""
+    return ", ".join(f"{k.replace('_', ' ')} {v:.1%}" for k, v in values.items())
+
+
 def lines(found: dict[str, dict]) -> list[str]:
     """A report of each split, for people."""
     said = []
@@ -189,8 +201,7 @@ def lines(found: dict[str, dict]) -> list[str]:
             f"{split}: {values['recordings']} recordings of {values['speakers']} speakers"
         )
         for how in ("greedy", "beam"):
-            rates = (f"{k.replace('_', ' ')} {v:.1%}" for k, v in values[how].items())
-            said.append(f"  {how}: {', '.join(rates)}")
+            said.append(f"  {how}: {percents(values[how])}")
         if "choice" in values:
             choice = values["choice"]
             said.append(
@@ -199,6 +210,5 @@ def lines(found: dict[str, dict]) -> list[str]:
             )
         for probe in ("singer_probe", "phone_probe"):
             if probe in values:
-                cells = (f"{name} {v:.1%}" for name, v in values[probe].items())
-                said.append(f"  {probe.replace('_', ' ')}: {', '.join(cells)}")
+                said.append(f"  {probe.replace('_', ' ')}: {percents(values[probe])}")
     return said

@@ -1,33 +1,121 @@
-"""Where arrays live: the mesh, its axes, and the rule for every parameter."""
+"""Where arrays live: the hosts, the mesh, its axes, and the rule for every parameter."""
 
+import os
 import re
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from svc_jax.errors import UserError
 
 MESH_AXES = ("data", "model")
 
-# The first pattern found in a leaf's path says how it is split; the networks are
-# small, so every chip holds all of them and only the batch is split.
+# The first pattern found in a leaf's path says what its last axis, the channels, is
+# split over. Layers of one channel and filters along time are whole, and so is the
+# recogniser, which is small.
 RULES = (
-    (r"(generator|discriminator|network|batch_stats|ema_params)\b", PartitionSpec()),
-    (r"step$", PartitionSpec()),
+    (r"(^|/)(step|count)$", None),
+    (r"^(network|batch_stats|guard)\b", None),
+    (r"/output\d*(_norm)?/|/filter\d+$", None),
+    (
+        r"^(generator|discriminator|ema_params)/.*/(direction|kernel|depthwise)$",
+        "model",
+    ),
+    (r"^(generator|discriminator|ema_params)/.*/(scale|bias|gain|embedding)$", "model"),
 )
+
+# Set by what starts several processes, whose places JAX then finds: srun, an indexed
+# Kubernetes Job, a pod of TPU hosts.
+LAUNCHERS = ("SLURM_STEP_NODELIST", "JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES")
+
+
+def join_hosts(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+):
+    """Makes this process one of those that train together; before any other use of JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or `auto` for JAX to find all three; None:
+        `auto` under one of LAUNCHERS, elsewhere this process trains alone.
+      num_processes: how many there are; 1: this one trains alone.
+      process_id: which of them this is, from 0.
+
+    Raises:
+      UserError: if the others are not to be found.
+    """
+    if coordinator is None and any(name in os.environ for name in LAUNCHERS):
+        coordinator = "auto"
+    if coordinator is None or num_processes == 1:
+        return
+    if coordinator != "auto" and None in (num_processes, process_id):
+        raise UserError(
+            f"--coordinator={coordinator} needs --num_processes and --process_id too."
+        )
+    places = () if coordinator == "auto" else (coordinator, num_processes, process_id)
+    try:
+        # One that fails waits at its end for the others, which wait for it.
+        jax.distributed.initialize(*places, shutdown_timeout_seconds=60)
+    except (ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"--coordinator={coordinator}: the other processes are not found ({said});"
+            " name --coordinator=HOST:PORT, --num_processes and --process_id, or train"
+            " alone with --num_processes=1."
+        ) from error
+
+
+def once(work, *args):
+    """Process 0 does `work` while the others wait; its UserError is raised by all.
+
+    For what is written into the workdir, which all hosts see.
+    """
+    said = np.zeros(2048, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            work(*args)
+        except UserError as error:
+            text = str(error).encode()[: said.size]
+            said[: len(text)] = list(text)
+    said = multihost_utils.broadcast_one_to_all(said)
+    if said.any():
+        raise UserError(bytes(said).rstrip(b"\0").decode(errors="replace"))
 
 
 def make_mesh(num_model: int = 1) -> Mesh:
     """A mesh of all devices: `data` by `model`.
 
+    Host by host, so that each one feeds consecutive examples of a batch, and the
+    devices of a group of `model` are as near each other as can be.
+
     Raises:
-      ValueError: if the devices cannot be divided so.
+      UserError: if the devices cannot be divided so.
     """
-    count = jax.device_count()
-    if count % num_model:
-        raise ValueError(f"{count} devices cannot be divided by num_model {num_model}.")
-    shape = (count // num_model, num_model)
-    # Auto: with make_mesh's default, Explicit, nn.Embed cannot gather.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    count, local = len(devices), jax.local_device_count()
+    if count % num_model or (local % num_model and num_model % local):
+        raise UserError(
+            f"{count} devices, {local} a host, cannot be divided by config.num_model"
+            f" {num_model}; choose a divisor."
+        )
+    # Auto: with Explicit axes nn.Embed cannot gather.
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types)
+    grid = np.asarray(devices).reshape(-1, num_model)
+    return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def host_shard(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this host feeds, and how many parts there are.
+
+    Hosts that share the groups of `model` feed the same part.
+    """
+    size = mesh.shape["data"]
+    rows = batch_sharding(mesh).addressable_devices_indices_map((size,))
+    own = {place.indices(size)[0] for (place,) in rows.values()}
+    return min(own) // len(own), size // len(own)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -45,14 +133,25 @@ def state_shardings(abstract_state, mesh: Mesh):
 
     Raises:
       ValueError: if no rule names a leaf.
+      UserError: if the channels of a leaf cannot be split over the mesh.
     """
 
-    def rule(path, _):
+    def rule(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, spec in RULES:
+        for pattern, axis in RULES:
             if re.search(pattern, name):
-                return NamedSharding(mesh, spec)
+                return NamedSharding(mesh, last_axis(name, leaf.shape, axis))
         raise ValueError(f"no rule in sharding.RULES names {name}.")
+
+    def last_axis(name, shape, axis):
+        if axis is None:
+            return PartitionSpec()
+        if shape[-1] % mesh.shape[axis]:
+            raise UserError(
+                f"{name}: {shape[-1]} channels cannot be split over config.num_model"
+                f" {mesh.shape[axis]}; choose a divisor."
+            )
+        return PartitionSpec(*(None,) * (len(shape) - 1), axis)
 
     return jax.tree_util.tree_map_with_path(rule, abstract_state)
 

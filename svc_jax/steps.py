@@ -13,6 +13,7 @@ The passes of a step are stacked along the batch and run at once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,19 @@ import optax
 
 from svc_jax import losses, optimizers
 from svc_jax.features import FeatureExtractor, FrozenParams
-from svc_jax.types import Batch, Features, NetworkState, Noise, TrainState
+from svc_jax.types import Batch, Features, Guard, NetworkState, Noise, TrainState
+
+# What an update is skipped for, if it is not finite.
+GUARDED = (
+    "loss/spectral",
+    "loss/adversarial",
+    "loss/matching",
+    "loss/pitch",
+    "loss/content",
+    "loss/discriminator",
+    "grad_norm/generator",
+    "grad_norm/discriminator",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +139,11 @@ def init_state(networks: Networks, tx: Optimizers, rng) -> TrainState:
         generator=NetworkState(generator, tx.generator.init(generator)),
         discriminator=NetworkState(discriminator, tx.discriminator.init(discriminator)),
         ema_params=jax.tree.map(jnp.copy, generator),
+        guard=Guard(
+            skipped=jnp.zeros(len(GUARDED), jnp.int32),
+            in_a_row=jnp.zeros((), jnp.int32),
+            rollbacks=jnp.zeros((), jnp.int32),
+        ),
     )
 
 
@@ -256,6 +274,11 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
     return terms
 
 
+def weighted_sum(objective, terms: dict):
+    """Loss terms as one: what is minimised."""
+    return sum(objective.weights[name] * value for name, value in terms.items())
+
+
 def with_truth(passes) -> list[str]:
     """The passes that L_recon applies to: in an unaligned one another singer sings."""
     return [name for name in passes if name != "unaligned"]
@@ -284,6 +307,84 @@ def matching_term(judge, discriminator_params, batch: Batch, names, fake_judges)
     )
 
 
+def parts_of(tree, passes: int, count: int):
+    """Splits a batch for accumulation: [P * B, ...] -> [count, P * B / count, ...].
+
+    A part takes every count-th example of each pass, so that a batch that is split over
+    devices needs no exchange.
+    """
+
+    def split(x):
+        x = x.reshape(passes, -1, count, *x.shape[1:])
+        return jnp.moveaxis(x, 2, 0).reshape(count, -1, *x.shape[3:])
+
+    return jax.tree.map(split, tree)
+
+
+def each(function, *parts):
+    """A function of every part, one after the other; its results are stacked."""
+    if len(jax.tree.leaves(parts)[0]) == 1:
+        only = function(*jax.tree.map(lambda x: x[0], parts))
+        return jax.tree.map(lambda x: x[None], only)
+    return jax.lax.map(lambda part: function(*part), parts)
+
+
+def mean_of_parts(tree):
+    """Undoes what `each` stacked: [count, ...] -> [...]."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
+
+
+def differentiable(function, params, parts):
+    """A function of every part, and how a gradient gets back from it.
+
+    Of several parts nothing is kept but the results: on its way back the gradient
+    computes each part again.
+
+    Args:
+      function: (params, part) -> array.
+      params: what it is differentiated by.
+      parts: a tree of leaves [count, ...].
+
+    Returns:
+      (the stacked results; function: their gradients, stacked -> the mean gradient of
+      the parameters).
+    """
+
+    def pull_back(part):
+        return jax.vjp(lambda params: function(params, part), params)
+
+    if len(jax.tree.leaves(parts)[0]) == 1:
+        result, back = pull_back(jax.tree.map(lambda x: x[0], parts))
+        return result[None], lambda gradient: back(gradient[0])[0]
+    results = each(functools.partial(function, params), parts)
+
+    def back(gradients):
+        pulled = each(
+            lambda part, gradient: pull_back(part)[1](gradient)[0], parts, gradients
+        )
+        return mean_of_parts(pulled)
+
+    return results, back
+
+
+def guarded(old: TrainState, new: TrainState, metrics) -> TrainState:
+    """The new state; the old one, the step counted, if a metric is not finite.
+
+    Args:
+      old: before the update.
+      new: after it.
+      metrics: of the update; those that GUARDED names must be finite.
+    """
+    broken = jnp.stack([~jnp.isfinite(metrics.get(name, 0.0)) for name in GUARDED])
+    skip = broken.any()
+    guard = old.guard.replace(
+        skipped=old.guard.skipped + broken,
+        in_a_row=jnp.where(skip, old.guard.in_a_row + 1, 0),
+    )
+    kept = jax.tree.map(lambda was, now: jnp.where(skip, was, now), old, new)
+    return kept.replace(step=new.step, guard=guard)
+
+
 def train_step(
     networks: Networks,
     tx: Optimizers,
@@ -294,8 +395,9 @@ def train_step(
     frozen: FrozenParams,
     scales: dict[str, Any],
     rng,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of D, then of G against the new D.
+    """One update of D, then of G against the new D; neither if it is not finite.
 
     Args:
       networks, tx, objective, phase: fixed for a compiled step.
@@ -304,6 +406,9 @@ def train_step(
       frozen: weights that are never updated; no gradient reaches them.
       scales: from `feature_scales`.
       rng: the run's key; it is folded with the step.
+      accumulate: parts of the batch whose gradients are computed one after the other,
+        for less memory; the update is that of the whole batch (of feature matching,
+        whose scale is each part's own, nearly).
 
     Returns:
       (state, metrics); the loss terms are means over the passes they apply to.
@@ -326,20 +431,26 @@ def train_step(
     features = jax.tree.map(lambda *x: jnp.concatenate(x), *sources)
     noise = draw_noise(rng_noise, len(names) * batch_size, num_samples)
 
-    def generate(params):
-        voice = embed(networks, params, jnp.concatenate(singers))
+    sung = (features, jnp.concatenate(singers), noise)
+    sung = parts_of(sung, len(names), accumulate)
+    batches = parts_of(batch, 1, accumulate)
+
+    def generate(params, sung):
+        features, singer_id, noise = sung
+        voice = embed(networks, params, singer_id)
         return sing(networks, params, features, voice, noise)
 
     def judge(params, audio):
-        return networks.discriminator.apply({"params": params}, audio)
+        judges = networks.discriminator.apply({"params": params}, audio)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), judges)
 
-    def discriminator_loss(params, fake):
+    def discriminator_loss(params, batch, fake):
         loss = losses.discriminator_loss(
             judge(params, batch.audio), judge(params, fake)
         )
         return len(names) * loss
 
-    def generator_loss(fake, discriminator_params):
+    def generator_loss(fake, batch, discriminator_params):
         passes = dict(zip(names, jnp.split(fake, len(names)), strict=True))
         terms = fidelity_terms(networks, objective, frozen, scales, batch, passes)
         if phase.adversarial:
@@ -349,27 +460,31 @@ def train_step(
                 terms["matching"] = matching_term(
                     judge, discriminator_params, batch, names, judges
                 )
-        total = sum(objective.weights[name] * value for name, value in terms.items())
-        return total, terms
+        return weighted_sum(objective, terms), terms
 
-    fake, pull_back = jax.vjp(generate, state.generator.params)
+    fake, pull_back = differentiable(generate, state.generator.params, sung)
     metrics = {}
 
     discriminator = state.discriminator
     if phase.adversarial:
         rate = tx.discriminator_rate(state.step)
-        loss, grads = jax.value_and_grad(discriminator_loss)(
-            discriminator.params, jax.lax.stop_gradient(fake)
+        learn = jax.value_and_grad(discriminator_loss)
+        loss, grads = mean_of_parts(
+            each(functools.partial(learn, discriminator.params), batches, fake)
         )
         discriminator = optimizers.apply(tx.discriminator, discriminator, grads, rate)
         metrics["loss/discriminator"] = loss / len(names)
         metrics["grad_norm/discriminator"] = optax.tree.norm(grads)
         metrics["learning_rate/discriminator"] = rate
 
-    (total, terms), fake_grads = jax.value_and_grad(generator_loss, has_aux=True)(
-        fake, discriminator.params
+    learn = jax.value_and_grad(generator_loss, has_aux=True)
+    (total, terms), fake_grads = each(
+        functools.partial(learn, discriminator_params=discriminator.params),
+        fake,
+        batches,
     )
-    (grads,) = pull_back(fake_grads)
+    total, terms = mean_of_parts((total, terms))
+    grads = pull_back(fake_grads)
     rate = tx.generator_rate(state.step)
     generator = optimizers.apply(tx.generator, state.generator, grads, rate)
 
@@ -387,7 +502,26 @@ def train_step(
         state.ema_params,
         generator.params,
     )
-    state = TrainState(state.step + 1, generator, discriminator, ema_params)
+    for name, old, new in (
+        ("generator", state.generator, generator),
+        ("discriminator", state.discriminator, discriminator),
+    ):
+        change = optax.tree.norm(optax.tree.sub(new.params, old.params))
+        metrics[f"update_ratio/{name}"] = change / optax.tree.norm(old.params)
+
+    updated = state.replace(
+        step=state.step + 1,
+        generator=generator,
+        discriminator=discriminator,
+        ema_params=ema_params,
+    )
+    state = guarded(state, updated, metrics)
+    metrics["guard/in_a_row"] = state.guard.in_a_row
+    metrics["guard/rollbacks"] = state.guard.rollbacks
+    metrics |= {
+        f"skipped/{name}": count
+        for name, count in zip(GUARDED, state.guard.skipped, strict=True)
+    }
     return state, metrics
 
 
@@ -431,4 +565,5 @@ def eval_step(
         batch,
         {"aligned": sung["reconstruction"]},
     )
+    terms["total"] = weighted_sum(objective, terms)
     return {f"validation/{name}": value for name, value in terms.items()}, sung

@@ -12,6 +12,7 @@ that cannot be used, WORKDIR/report.json what was measured.
 import collections
 import functools
 import pathlib
+import sys
 
 from svc_jax import command_line
 
@@ -65,8 +66,18 @@ def train(config, workdir) -> pathlib.Path:
       Path of the trained weights.
 
     Raises:
-      UserError: if the table is unusable, or the workdir holds a run of another config.
+      UserError: if the transcripts are unusable, the workdir holds a run of another
+        config or is in use, or the disk is full.
+      SystemExit: of code 0, when SIGTERM came.
     """
+    from svc_jax import checkpoints
+
+    with checkpoints.lock(workdir), checkpoints.disk_full_in_one_line(workdir):
+        return _train_alone(config, pathlib.Path(workdir))
+
+
+def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
+    """As `train`, in a workdir where nobody else trains."""
     import jax
 
     from data_pipeline import transcripts
@@ -81,7 +92,7 @@ def train(config, workdir) -> pathlib.Path:
         weights,
     )
 
-    result = pathlib.Path(workdir) / "wav2letter.safetensors"
+    result = workdir / "wav2letter.safetensors"
     checkpoints.claim_workdir(workdir, config)
     labels, held_out = load_splits(config.data, workdir)
     train_set = held_out.pop("train")
@@ -99,9 +110,11 @@ def train(config, workdir) -> pathlib.Path:
     init = functools.partial(asr_steps.initial_state, trained, optimizer)
     rng_init, rng_train = jax.random.split(jax.random.key(config.seed))
     limits = {"batch_seconds": config.batch_seconds, "max_buckets": config.max_buckets}
+    measured_by = labels, config.data.unit, limits
     with (
         checkpoints.manager(workdir, keep=config.keep) as manager,
         metrics.Writer(workdir) as writer,
+        checkpoints.preemption(manager) as preempted,
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
         step_fn = jax.jit(
@@ -131,30 +144,32 @@ def train(config, workdir) -> pathlib.Path:
             state, values = step_fn(state, batch, rng_train)
             done = step + 1
             last = done == config.num_steps
+            stop = preempted(done)
             if done % config.log_every == 0 or last:
                 values = jax.device_get(values)
                 metrics.check_finite(done, values)
                 writer.scalars(done, values)
-            if done % config.checkpoint_every == 0 or last:
+            if done % config.checkpoint_every == 0 or last or stop:
                 checkpoints.save(manager, done, state)
+            if stop and not last:
+                metrics.say(f"stopped at {done}; resume with the same command")
+                sys.exit(0)
+            if done % config.checkpoint_every == 0 or last:
                 params = asr_steps.plain_params(state)
                 for split, utterances in held_out.items():
                     rates = recognition.error_rates(
-                        wav2letter, params, utterances, labels, config.data.unit, limits
+                        wav2letter, params, utterances, *measured_by
                     )
                     writer.scalars(done, {f"{split}/{k}": v for k, v in rates.items()})
-                    said = (f"{k.replace('_', ' ')} {v:.1%}" for k, v in rates.items())
-                    metrics.say(f"step {done}, {split}: {', '.join(said)}")
+                    metrics.say(f"step {done}, {split}: {recognition.percents(rates)}")
     params = jax.device_get(asr_steps.plain_params(state))
     weights.save_wav2letter(result, params, {**network, "labels": [*labels, BLANK]})
     print(f"wrote {result}")
     found = {
-        split: recognition.report(
-            wav2letter, params, utterances, labels, config.data.unit, limits
-        )
+        split: recognition.report(wav2letter, params, utterances, *measured_by)
         for split, utterances in held_out.items()
     }
-    checkpoints.write_json(pathlib.Path(workdir) / "report.json", found)
+    checkpoints.write_json(workdir / "report.json", found)
     print("\n".join(recognition.lines(found)))
     return result
 

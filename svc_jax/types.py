@@ -75,20 +75,37 @@ class NetworkState:
 
 
 @flax.struct.dataclass
+class Guard:
+    """What was not finite so far.
+
+    Attributes:
+      skipped: int32 [G], skipped updates in which each of steps.GUARDED was not finite.
+      in_a_row: int32, updates skipped since the last that was not.
+      rollbacks: int32, how often the run went back to a checkpoint.
+    """
+
+    skipped: jax.Array
+    in_a_row: jax.Array
+    rollbacks: jax.Array
+
+
+@flax.struct.dataclass
 class TrainState:
     """All that a checkpoint holds.
 
     Attributes:
-      step: int32, updates done.
+      step: int32, updates done or skipped.
       generator: parameters and optimiser of G.
       discriminator: parameters and optimiser of D.
       ema_params: running mean of G's parameters; what is evaluated and exported.
+      guard: what was not finite so far.
     """
 
     step: jax.Array
     generator: NetworkState
     discriminator: NetworkState
     ema_params: Any
+    guard: Guard
 
 
 @flax.struct.dataclass

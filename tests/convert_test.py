@@ -14,7 +14,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from data_pipeline import demo_corpus
+from data_pipeline import demo_corpus, listening
 from svc_jax import bundles, conversion, convert, synthesis
 from svc_jax.errors import UserError
 
@@ -288,7 +288,7 @@ def test_long_recordings_are_converted_as_short_ones(
     soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
     results = []
     for long_seconds, chunk in ((16, 1 << 30), (2, 16_000)):
-        monkeypatch.setattr(conversion, "LONG_SECONDS", long_seconds)
+        monkeypatch.setattr(listening, "LONG_SECONDS", long_seconds)
         monkeypatch.setattr(synthesis, "CHUNK_SAMPLES", chunk)
         monkeypatch.setattr(
             conversion.LongRecording.__init__, "__defaults__", (3,)

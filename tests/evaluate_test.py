@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from svc_jax import bundles, evaluate, synthesis
+from svc_jax import bundles, evaluate, hearing, synthesis
 from svc_jax.errors import UserError
 
 
@@ -121,6 +122,45 @@ def test_a_reconstruction_is_measured_against_its_source(
         assert (row["spectral"], row["mcd_db"], row["vde"]) == (0, 0, 0)
 
 
+def test_words_are_compared_with_what_the_source_reads(
+    model, sources, tmp_path, monkeypatch
+):
+    reads = iter([[0, 1, 2, 3], [0, 2, 3, 3]])
+    monkeypatch.setattr(hearing.decoding, "greedy", lambda *_: [next(reads)])
+    monkeypatch.setattr(synthesis, "convert", copies(1.0))
+    pairs = [(sources / "anna" / "song.wav", "alto")]
+    [row] = evaluate.evaluate(model, pairs, tmp_path / "out")
+    assert row["label_error"] == 0.5
+
+
+def test_label_scores_are_those_of_the_recording_alone(model):
+    audio = song(200.0, 17_000)
+    scores = model.extractor.label_scores(model.frozen, audio)
+    padded = np.pad(audio, (0, 17_280 - 17_000))[None]
+    activations, _ = model.extractor.read(model.frozen, padded)
+    assert scores.shape == (54, 5)
+    np.testing.assert_allclose(scores, activations["logits"][0], atol=1e-4)
+
+
+def test_a_shift_is_the_factor_of_what_was_asked_for():
+    own = np.asarray([0, 100, 200, 400, 300], np.float32)
+    asked = np.asarray([0, 150, 300, 300, 0], np.float32)  # an octave was repaired
+    assert hearing.shift(own, asked) == pytest.approx(1.5)
+    assert hearing.shift(own, 0 * own) == 1.0
+
+
+def test_real_time_is_counted_once_all_is_compiled(model, monkeypatch):
+    clock = iter([10.0, 10.5])
+    calls = []
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(
+        bundles.Model, "convert", lambda *args: calls.append(args[1:]) or args[1]
+    )
+    audio = song(200.0, 32_000)
+    assert evaluate.real_time_factor(model, audio, "alto") == 0.25
+    assert [call[1:] for call in calls] == [(16_000, "alto")] * 2
+
+
 # The entry point.
 
 
@@ -171,11 +211,73 @@ def test_a_report_has_every_song_by_every_singer(
             assert info.frames == 16_000
     for row in content["conversions"]:
         assert 0 <= row["vde"] <= row["ffe"] <= 1
+        assert 0 <= row["pyin_vde"] <= row["pyin_ffe"] <= 1
+    assert content["speed"]["real_time_factor"] > 0
+    assert content["speed"]["seconds"] == 1
     header, *lines = out.splitlines()
     assert header.split() == ["singer", "VDE", "FFE", "f0", "cents", "loudness"]
     assert [line.split()[0] for line in lines] == ["all", "alto", "bass"]
     vde = content["summary"]["bass"]["vde"]
     assert lines[2].split()[1] == f"{vde:.1%}"
+
+
+def test_a_report_is_written_for_programs_and_for_people(
+    start, sources, model_workdir, tmp_path
+):
+    report = tmp_path / "report"
+    code, _, err = start(
+        evaluate,
+        f"--model={model_workdir}",
+        f"--sources={sources / 'anna'}",
+        f"--output={report}",
+        "--nopyin",
+        "--corpora=al*,ba*",
+    )
+    assert (code, err) == (0, "")
+    content = json.loads((report / "report.json").read_text())
+    told = content["identification"]
+    assert told["singers"] == ["alto", "bass"]
+    assert set(told["held_out"]) == {
+        "identified",
+        "identified_in_corpus",
+        "nearest_centroid",
+        "cosine",
+    }
+    for row in content["conversions"]:
+        assert row["identified"] in (0, 1)
+        assert row["identified_in_corpus"] == 1  # each is alone in its corpus
+    assert "pyin_vde" not in content["conversions"][0]
+    assert (report / "report.md").read_text().startswith("# choir\n")
+    page = (report / "report.html").read_text()
+    assert page.count("<audio") == 4
+    assert "song.wav by bass" in page
+
+
+def test_two_models_are_compared(start, sources, model_workdir, tmp_path):
+    other = shutil.copytree(model_workdir, tmp_path / "other")
+    output = tmp_path / "both"
+    arguments = [f"--sources={sources / 'anna'}", f"--output={output}", "--nopyin"]
+    arguments += ["--singers=alto", "--noidentify"]
+    code, out, err = start(evaluate, "--compare", model_workdir, other, *arguments)
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if " " not in line] == ["choir", "other"]
+    content = json.loads((output / "comparison.json").read_text())
+    assert set(content) == {"choir", "other"}
+    assert content["choir"]["vde"] == content["other"]["vde"]
+    assert (output / "other" / "report.json").exists()
+    assert "|  | choir | other |" in (output / "comparison.md").read_text()
+    assert (output / "comparison.html").read_text().count("<audio") == 3
+
+    code, _, err = start(evaluate, "--compare", other, *arguments)
+    assert code == 2
+    assert err.startswith(f"error: --compare {other}: name two models whose folders")
+
+
+def test_what_is_shown_is_spread_over_all():
+    assert evaluate.shown_of(3) == {0, 1, 2}
+    chosen = evaluate.shown_of(1000)
+    assert len(chosen) == 12
+    assert max(np.diff(sorted(chosen))) <= 84
 
 
 def test_singers_can_be_chosen(start, sources, model_workdir, tmp_path):
@@ -186,6 +288,9 @@ def test_singers_can_be_chosen(start, sources, model_workdir, tmp_path):
         f"--output={tmp_path / 'report'}",
         "--singers=bass",
         "--transpose=none",
+        "--nopyin",
+        "--nopage",
+        "--noidentify",
     )
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["all", "bass"]
@@ -195,6 +300,8 @@ def test_singers_can_be_chosen(start, sources, model_workdir, tmp_path):
     ("flags", "said"),
     [
         (["--singers=bass,tenor"], "singer 'tenor' is unknown; the model knows alto,"),
+        (["more"], "'more' is no flag; see --help."),
+        (["--model="], "--model must be given; see --help."),
         (["--sources=EMPTY"], "EMPTY: holds no audio files; check --sources."),
         (["--transpose=up"], "--transpose 'up': choose mean, octave, none or"),
     ],

@@ -19,7 +19,10 @@ def contour(num_frames: int = 1000, seed: int = 0) -> np.ndarray:
 
 def test_an_f0_that_is_as_wanted_has_no_error():
     errors = measures.f0_measures(contour(), contour())
-    assert errors == {"vde": 0.0, "ffe": 0.0, "f0_cents": 0.0}
+    assert errors.pop("f0_correlation") == pytest.approx(1)
+    assert errors == dict.fromkeys(
+        ("vde", "ffe", "gpe", "f0_cents", "f0_rmse_cents"), 0.0
+    )
 
 
 @pytest.mark.parametrize(("semitones", "ffe"), [(1, 0), (-1, 0), (3, 0), (4, 1)])
@@ -28,6 +31,9 @@ def test_a_shift_is_measured_in_cents(semitones, ffe):
     errors = measures.f0_measures(wanted * 2 ** (semitones / 12), wanted)
     assert errors["vde"] == 0
     assert errors["f0_cents"] == pytest.approx(abs(semitones) * 100, abs=0.01)
+    assert errors["f0_rmse_cents"] == pytest.approx(abs(semitones) * 100, abs=0.01)
+    assert errors["f0_correlation"] == pytest.approx(1)
+    assert errors["gpe"] == ffe
     assert errors["ffe"] == pytest.approx(ffe * np.mean(wanted > 0))
 
 
@@ -38,7 +44,8 @@ def test_voicing_errors_are_counted_both_ways():
     found[unvoiced[:60]] = 150.0
     found[voiced[:40]] = 0.0
     errors = measures.f0_measures(found, wanted)
-    assert errors == {"vde": 0.1, "ffe": 0.1, "f0_cents": 0.0}
+    assert (errors["vde"], errors["ffe"], errors["gpe"]) == (0.1, 0.1, 0.0)
+    assert errors["f0_cents"] == errors["f0_rmse_cents"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -53,13 +60,32 @@ def test_frames_more_than_a_fifth_off_are_errors(ratio, is_off):
     errors = measures.f0_measures(found, wanted)
     assert errors["vde"] == 0.1
     assert errors["ffe"] == (0.25 if is_off else 0.1)
+    assert errors["gpe"] == (pytest.approx(30 / 180) if is_off else 0)
     assert errors["f0_cents"] == 0.0  # a median
+    rmse = 1200 * abs(np.log2(ratio)) * np.sqrt(30 / 180)
+    assert errors["f0_rmse_cents"] == pytest.approx(rmse)
+    assert np.isnan(errors["f0_correlation"])  # the wanted one never moves
+
+
+def test_f0_correlation_is_that_of_the_pitch_in_cents():
+    wanted = contour()
+    drift = 2 ** np.random.default_rng(1).normal(0, 0.3, wanted.size)
+    voiced = wanted > 0
+    expected = scipy.stats.pearsonr(
+        np.log2(wanted[voiced]), np.log2((wanted * drift)[voiced])
+    ).statistic
+    errors = measures.f0_measures(wanted * drift, wanted)
+    assert 0.5 < expected < 0.95
+    assert errors["f0_correlation"] == pytest.approx(expected)
+    mirrored = np.where(voiced, 200**2 / np.maximum(wanted, 1), 0)
+    assert measures.f0_measures(mirrored, wanted)["f0_correlation"] == pytest.approx(-1)
 
 
 def test_f0_error_is_unknown_where_nothing_is_voiced_together():
     errors = measures.f0_measures([100.0, 0.0], [0.0, 100.0])
     assert (errors["vde"], errors["ffe"]) == (1.0, 1.0)
-    assert np.isnan(errors["f0_cents"])
+    for name in ("gpe", "f0_cents", "f0_rmse_cents", "f0_correlation"):
+        assert np.isnan(errors[name])
 
 
 frames_hz = st.lists(
@@ -76,6 +102,9 @@ def test_f0_measures_are_their_definitions(pairs):
     assert errors["vde"] == pytest.approx(sum(differs) / len(pairs))
     either = [d or o for d, o in zip(differs, off, strict=True)]
     assert errors["ffe"] == pytest.approx(sum(either) / len(pairs))
+    both = [f > 0 and w > 0 for f, w in pairs]
+    if any(both):
+        assert errors["gpe"] == pytest.approx(sum(off) / sum(both))
 
 
 def noise(num_samples: int = 6000, seed: int = 0) -> np.ndarray:
@@ -148,3 +177,55 @@ def test_correlation_is_scipys():
     assert measures.correlation(x, x + y) == pytest.approx(expected)
     assert measures.correlation(x, 3 * x + 5) == pytest.approx(1)
     assert np.isnan(measures.correlation(x, np.ones(200)))
+
+
+# What is done to a contour or to audio, and what it then reads.
+
+
+@given(st.floats(-12, 12), st.floats(0, 0.5), st.integers(0, 99))
+def test_known_perturbations_of_a_contour_read_as_they_are(semitones, share, seed):
+    """All frames shifted, and a share of them with their voicing flipped."""
+    wanted = contour(seed=seed)
+    flipped = np.random.default_rng(seed).permutation(1000)[: round(share * 1000)]
+    found = wanted * 2 ** (semitones / 12)
+    found[flipped] = np.where(wanted[flipped] > 0, 0, 150.0)
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == pytest.approx(share, abs=0.001)
+    assert errors["f0_cents"] == pytest.approx(100 * abs(semitones), abs=0.01)
+    assert errors["f0_rmse_cents"] == pytest.approx(100 * abs(semitones), abs=0.01)
+    assert errors["f0_correlation"] == pytest.approx(1)
+    is_off = abs(2 ** (semitones / 12) - 1) > 0.2
+    assert errors["gpe"] == is_off
+    assert errors["ffe"] >= errors["vde"]
+
+
+def test_a_tenth_of_flipped_voicing_reads_10_percent():
+    wanted = contour(10_000)
+    flipped = np.random.default_rng(3).permutation(wanted.size) < 1000
+    found = np.where(flipped, np.where(wanted > 0, 0, 150.0), wanted)
+    errors = measures.f0_measures(found, wanted)
+    assert errors["vde"] == pytest.approx(0.10, abs=0.005)
+    assert errors["ffe"] == errors["vde"]
+
+
+@pytest.mark.parametrize("gain_db", [-6, -1, 3])
+def test_a_gain_is_seen_by_the_spectral_distance_alone(gain_db):
+    """A gain g changes magnitudes by |1 - g| of them, and their logarithms by |ln g|."""
+    gain = 10 ** (gain_db / 20)
+    distance = measures.spectral_distance(gain * noise(), noise())
+    assert distance == pytest.approx(abs(1 - gain) + abs(np.log(gain)), rel=1e-3)
+    mcd = measures.mel_cepstral_distortion(gain * noise(), noise(), 16_000)
+    assert mcd < 1e-3
+
+
+@given(st.lists(st.integers(0, 4), min_size=1), st.data())
+def test_the_label_error_counts_what_was_changed(wanted, data):
+    """Labels that occur nowhere else, inserted: each of them is one error."""
+    found = list(wanted)
+    for place in data.draw(st.lists(st.integers(0, len(wanted)), max_size=4)):
+        found.insert(place, 9)
+    added = len(found) - len(wanted)
+    assert measures.label_error(found, wanted) == added / len(wanted)
+    assert measures.label_error(wanted, found) == added / len(found)
+    assert measures.label_error([], wanted) == 1
+    assert np.isnan(measures.label_error(found, []))

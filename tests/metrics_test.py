@@ -1,5 +1,6 @@
 """What a run tells: lines, TensorBoard, pictures, and the alarm."""
 
+import contextlib
 import io
 import json
 import sys
@@ -24,6 +25,14 @@ def summaries(workdir) -> dict:
             for value in event.summary.value:
                 found[value.tag, event.step] = value
     return found
+
+
+def test_what_is_not_finite_is_null_in_a_line(tmp_path):
+    with metrics.Writer(tmp_path) as writer:
+        writer.scalars(1, {"loss/a": np.nan, "loss/b": -np.inf, "loss/c": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    assert (line["loss/a"], line["loss/b"], line["loss/c"]) == (None, None, 1.0)
 
 
 def test_scalars_are_lines_of_json_and_on_the_board(tmp_path):
@@ -113,6 +122,63 @@ def test_progress_goes_on_where_the_run_does_and_shows_the_newest_losses(
 def test_what_is_said_is_a_line_of_its_own(capsys):
     metrics.say("label error rate 12.0%")
     assert "label error rate 12.0%" in capsys.readouterr().out.splitlines()
+
+
+def test_the_clock_shares_out_the_time_of_the_steps(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    clock = metrics.StepClock()
+    for _ in range(4):
+        with clock.part("input"):
+            now += 0.5
+        now += 2.0
+    with clock.part("save"):
+        now += 1.0
+    with clock.part("evaluate"):
+        now += 3.0
+    found = clock.scalars(audio_seconds=7.0)
+    assert {k: v for k, v in found.items() if not k.startswith("memory/")} == {
+        "time/input": 0.5,
+        "time/compute": 2.0,
+        "time/save": 0.25,
+        "time/evaluate": 0.75,
+        "time/total": 3.5,
+        "speed/audio_seconds": 2.0,
+    }
+    # The next shares are of the next steps.
+    with clock.part("input"):
+        now += 1.0
+    found = clock.scalars(7.0)
+    assert found["time/input"] == found["time/total"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"), [(2, 4, [2, 3, 4]), (0, 0, [0]), (None, None, [])]
+)
+def test_the_steps_that_are_asked_for_are_traced(
+    tmp_path, monkeypatch, first, last, expected
+):
+    running = []
+
+    @contextlib.contextmanager
+    def trace(folder):
+        running.append(folder)
+        yield
+        running.clear()
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    traced = {
+        step: list(running)
+        for step in metrics.profiled(iter(range(6)), tmp_path, first, last)
+    }
+    assert list(traced) == [0, 1, 2, 3, 4, 5]
+    assert [step for step, folders in traced.items() if folders] == expected
+
+
+def test_a_trace_is_written(tmp_path):
+    for _ in metrics.profiled(iter(range(2)), tmp_path, 1, 1):
+        jax.block_until_ready(jax.numpy.ones(3) + 1)
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.float32("nan")])

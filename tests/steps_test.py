@@ -17,7 +17,7 @@ from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminat
 from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
-from svc_jax.types import Batch
+from svc_jax.types import Batch, Guard, TrainState
 
 NUM_SINGERS = 5
 BATCH_SIZE = 3
@@ -207,11 +207,8 @@ def test_equal_audio_has_no_loss(batch, frozen, scales):
     terms = jax.jit(functools.partial(steps.fidelity_terms, NETWORKS, OBJECTIVE))(
         frozen, scales, batch, {"aligned": batch.audio, "mixup": batch.audio}
     )
-    assert {name: float(value) for name, value in terms.items()} == {
-        "content": 0.0,
-        "pitch": 0.0,
-        "spectral": 0.0,
-    }
+    assert set(terms) == {"content", "pitch", "spectral"}
+    assert max(map(float, terms.values())) < 1e-6  # two passes, one truth: rounding
 
 
 def test_unaligned_singing_is_not_compared_with_the_source(batch, frozen, scales):
@@ -292,6 +289,39 @@ def test_matching_is_asked_of_the_passes_with_a_truth(state, batch, frozen, scal
         for x in (aligned, mixup)
     )
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_parts_of_a_batch_learn_what_the_whole_does(
+    state, batch, frozen, scales, step_results
+):
+    whole, whole_metrics = step_results("all")
+    step = functools.partial(
+        steps.train_step, NETWORKS, DESCENT, OBJECTIVE, PHASES["all"], accumulate=3
+    )
+    parts, metrics = jax.device_get(jax.jit(step)(state, batch, frozen, scales, RNG))
+    for name, value in whole_metrics.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3), name
+    for network in ("generator", "discriminator"):
+        before, one, other = (
+            getattr(s, network).params for s in (jax.device_get(state), whole, parts)
+        )
+        largest = max(
+            np.abs(old - new).max()
+            for old, new in zip(*map(jax.tree.leaves, (before, one)), strict=True)
+        )
+        jax.tree.map(
+            lambda new, found, atol=1e-4 * largest: np.testing.assert_allclose(
+                found, new, rtol=1e-3, atol=atol
+            ),
+            one,
+            other,
+        )
+
+
+def test_a_part_holds_every_pass_of_its_examples():
+    stacked = {"row": jnp.asarray([0, 1, 2, 3, 10, 11, 12, 13])}  # two passes of four
+    parts = steps.parts_of(stacked, 2, 2)
+    assert parts["row"].tolist() == [[0, 2, 10, 12], [1, 3, 11, 13]]
 
 
 @pytest.mark.parametrize("generator", ["wavenet", "source_filter"])
@@ -386,6 +416,74 @@ def test_the_running_mean_has_its_full_memory_later(state, batch, frozen, scales
         jax.device_get(after.generator.params),
         jax.device_get(after.ema_params),
     )
+
+
+def test_an_update_is_measured_against_the_weights(state, step_results):
+    """Of plain descent at rate 1 it is the gradient."""
+    _, metrics = step_results("adversarial")
+    for name in ("generator", "discriminator"):
+        leaves = jax.tree.leaves(getattr(state, name).params)
+        size = np.sqrt(
+            sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves)
+        )
+        assert metrics[f"update_ratio/{name}"] == pytest.approx(
+            metrics[f"grad_norm/{name}"] / size, rel=1e-3
+        )
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
+    state, batch, frozen, scales
+):
+    """Bit for bit, optimisers and running mean too; the next one is made again."""
+    learning = dataclasses.replace(
+        DESCENT,
+        generator=optax.scale_by_radam(),
+        generator_rate=lambda _: 1e-3,
+    )
+    init = functools.partial(steps.init_state, NETWORKS, learning)
+    fresh = jax.jit(init)(jax.random.key(0))
+    step = jax.jit(
+        functools.partial(
+            steps.train_step, NETWORKS, learning, OBJECTIVE, PHASES["aligned"]
+        )
+    )
+    audio = batch.audio.copy()
+    audio[1, 7] = np.nan
+    poisoned = batch.replace(audio=audio)
+    before, _ = jax.device_get(step(fresh, batch, frozen, scales, RNG))
+    after, metrics = jax.device_get(step(before, poisoned, frozen, scales, RNG))
+    for name in ("generator", "discriminator", "ema_params"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(after, name), getattr(before, name)
+        )
+    assert int(after.step) == 2
+    counted = dict(zip(steps.GUARDED, after.guard.skipped.tolist(), strict=True))
+    assert counted["loss/spectral"] == counted["grad_norm/generator"] == 1
+    assert counted["loss/adversarial"] == counted["loss/discriminator"] == 0
+    assert metrics["skipped/loss/spectral"] == metrics["guard/in_a_row"] == 1
+    healed, metrics = jax.device_get(step(after, batch, frozen, scales, RNG))
+    assert metrics["guard/in_a_row"] == 0
+    assert metrics["skipped/loss/spectral"] == 1
+    moved = jax.tree.map(
+        np.array_equal, healed.generator.params, after.generator.params
+    )
+    assert not all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", steps.GUARDED)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_any_metric_that_is_guarded_skips_by_its_name(name, value):
+    guard = Guard(np.arange(8, dtype=np.int32), np.int32(2), np.int32(1))
+    old = TrainState(np.int32(5), 1.0, 2.0, 3.0, guard)
+    new = TrainState(np.int32(6), 10.0, 20.0, 30.0, guard)
+    kept = steps.guarded(old, new, {"loss/spectral": 1.0, name: value})
+    assert (kept.step, kept.generator, kept.ema_params) == (6, 1.0, 3.0)
+    counted = kept.guard.skipped - old.guard.skipped
+    assert counted.tolist() == [int(other == name) for other in steps.GUARDED]
+    assert (kept.guard.in_a_row, kept.guard.rollbacks) == (3, 1)
+    taken = steps.guarded(old, new, {"loss/spectral": 1.0, "loss/pitch": 2.0})
+    assert (taken.step, taken.generator, taken.ema_params) == (6, 10.0, 30.0)
+    assert (taken.guard.in_a_row, taken.guard.rollbacks) == (0, 1)
 
 
 @pytest.mark.parametrize(

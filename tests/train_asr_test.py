@@ -1,5 +1,6 @@
 """The recogniser's trainer."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import soundfile
 
 from configs import asr
-from svc_jax import train_asr, weights
+from svc_jax import checkpoints, train_asr, weights
 from svc_jax.errors import UserError
 
 
@@ -65,6 +66,32 @@ def test_training_learns_and_writes_weights_that_load(speech, tmp_path):
     before = path.read_bytes()
     path.unlink()
     assert train_asr.train(tiny_config(speech), workdir).read_bytes() == before
+
+
+def test_a_run_that_is_told_to_stop_goes_on_as_if_it_had_not(
+    speech, tmp_path, monkeypatch
+):
+    whole = train_asr.train(tiny_config(speech), tmp_path / "whole").read_bytes()
+
+    @contextlib.contextmanager
+    def told_at_seven(_):
+        yield lambda step: step == 7
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "preemption", told_at_seven)
+        with pytest.raises(SystemExit) as stopped:
+            train_asr.train(tiny_config(speech), tmp_path / "run")
+    assert stopped.value.code == 0
+    assert checkpoints.steps(tmp_path / "run") == [7]
+    assert train_asr.train(tiny_config(speech), tmp_path / "run").read_bytes() == whole
+
+
+def test_a_workdir_in_use_is_refused(speech, tmp_path):
+    with (
+        checkpoints.lock(tmp_path / "run"),
+        pytest.raises(UserError, match="in use by process"),
+    ):
+        train_asr.train(tiny_config(speech), tmp_path / "run")
 
 
 def test_recordings_that_cannot_be_used_are_counted_and_listed(

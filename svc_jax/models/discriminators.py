@@ -1,10 +1,12 @@
 """Discriminators: they hear audio alone, never who sings (method.md, section 2).
 
 Each returns a list of judges, and of each judge every feature map; the last map is its
-logits. The first axis of a map is the batch.
+logits. The first axis of a map is the batch. Layers compute in the `dtype` of the
+discriminator; spectra are float32.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,11 +21,12 @@ class WaveNetDiscriminator(nn.Module):
     channels: int = 64
     kernel_size: int = 3
     dilations: Sequence[int] = (1, 1, 2, 3, 4, 5, 6, 7, 8, 1)
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, audio):
         """[B, N] -> one judge: maps [B, N, channels], logits [B, N, 1]."""
-        x = audio[..., None]
+        x = audio[..., None].astype(self.dtype)
         maps = []
         for index, dilation in enumerate(self.dilations[:-1]):
             x = Conv(self.channels, self.kernel_size, dilation, name=f"layer{index}")(x)
@@ -56,16 +59,21 @@ class MultiDiscriminator(nn.Module):
     period_channels: Sequence[int] = (16, 32, 64, 64)
     fft_sizes: Sequence[int] = (2048, 1024, 512)
     spectrum_channels: Sequence[int] = (16, 32, 32)
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, audio):
         """[B, N] -> judges: maps [B, ..., channels], logits [B, ..., 1]."""
         periods = [
-            PeriodJudge(period, self.period_channels, name=f"period{period}")(audio)
+            PeriodJudge(
+                period, self.period_channels, self.dtype, name=f"period{period}"
+            )(audio)
             for period in self.periods
         ]
         spectra = [
-            SpectrumJudge(n_fft, self.spectrum_channels, name=f"spectrum{n_fft}")(audio)
+            SpectrumJudge(
+                n_fft, self.spectrum_channels, self.dtype, name=f"spectrum{n_fft}"
+            )(audio)
             for n_fft in self.fft_sizes
         ]
         return periods + spectra
@@ -87,6 +95,7 @@ class PeriodJudge(nn.Module):
 
     period: int
     channels: Sequence[int]
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, audio):
@@ -95,10 +104,13 @@ class PeriodJudge(nn.Module):
         rows = num_samples // self.period
         x = audio[:, : rows * self.period].reshape(batch_size, rows, self.period)
         x = jnp.swapaxes(x, 1, 2).reshape(batch_size * self.period, rows, 1)
+        x = x.astype(self.dtype)
         maps = []
 
         def layer(x, name, channels, kernel_size, stride):
-            conv = nn.Conv(channels, (kernel_size,), (stride,), name=name)
+            conv = nn.Conv(
+                channels, (kernel_size,), (stride,), dtype=self.dtype, name=name
+            )
             return nn.WeightNorm(conv, name=f"{name}_norm")(x)
 
         for index, channels in enumerate(self.channels):
@@ -113,16 +125,17 @@ class SpectrumJudge(nn.Module):
 
     n_fft: int
     channels: Sequence[int]
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, audio):
         """[B, N] -> maps [B, T, bands, channels], logits [B, T, bands, 1]."""
         spectrum = dsp.spectrogram(audio, self.n_fft, self.n_fft // 4)
-        x = jnp.log(spectrum)[..., None] / 4
+        x = (jnp.log(spectrum)[..., None] / 4).astype(self.dtype)
         maps = []
 
         def layer(x, name, channels, kernel, strides):
-            conv = nn.Conv(channels, kernel, strides, name=name)
+            conv = nn.Conv(channels, kernel, strides, dtype=self.dtype, name=name)
             return nn.WeightNorm(conv, name=f"{name}_norm")(x)
 
         for index, channels in enumerate(self.channels):

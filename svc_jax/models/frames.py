@@ -18,10 +18,14 @@ def streams(module: nn.Module) -> bool:
 
 
 def standardise(x):
-    """Each frame to mean 0 and deviation 1 over its channels: [B, T, C]."""
+    """Each frame to mean 0 and deviation 1 over its channels: [B, T, C].
+
+    Computed in float32, whatever the type of x.
+    """
+    dtype, x = x.dtype, x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(variance + 1e-6)
+    return (x * jax.lax.rsqrt(variance + 1e-6)).astype(dtype)
 
 
 class Margin(nn.Module):
@@ -78,6 +82,8 @@ class RunningSum(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """A depthwise convolution, then a network for each frame, added to the input.
 
+    Its parameters are float32; it computes in the type of x.
+
     ConvNeXt (arXiv 2201.03545) along time, as in Vocos (arXiv 2306.00814); what the
     voice changes is the normalisation's scale and shift (adaptive layer norm).
 
@@ -106,25 +112,28 @@ class ConvNeXtBlock(nn.Module):
           (x, real), in a stream `lookahead` frames later.
         """
         _, total, channels = x.shape
+        dtype = x.dtype
         before = self.kernel_size - 1 - self.lookahead
         taps = self.param(
             "depthwise",
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", 0, 1),
             (self.kernel_size, channels),
-        )
-        joined = Margin(before, self.lookahead, name="margin")(x * real)
+        ).astype(dtype)
+        joined = Margin(before, self.lookahead, name="margin")(x * real.astype(dtype))
         # Shifted products instead of a grouped convolution: one fused loop.
         seen = sum(
             joined[:, k : k + total] * taps[None, None, k]
             for k in range(self.kernel_size)
         )
         modulation = nn.Dense(
-            2 * channels, kernel_init=nn.initializers.zeros, name="voice"
+            2 * channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="voice"
         )(voice)
         scale, shift = jnp.split(modulation[:, None], 2, axis=-1)
         hidden = standardise(seen) * (1 + scale) + shift
-        hidden = nn.gelu(nn.Dense(self.expansion * channels, name="expand")(hidden))
-        hidden = nn.Dense(channels, name="contract")(hidden)
+        expand = nn.Dense(self.expansion * channels, dtype=dtype, name="expand")
+        contract = nn.Dense(channels, dtype=dtype, name="contract")
+        hidden = contract(nn.gelu(expand(hidden)))
         gain = self.param("gain", nn.initializers.constant(self.scale), (channels,))
-        x = joined[:, before : before + total] + hidden * gain[None, None]
+        gain = gain.astype(dtype)[None, None]
+        x = joined[:, before : before + total] + hidden * gain
         return x, Delay(self.lookahead, name="late")(real)

@@ -1,8 +1,12 @@
-"""Building blocks of the generators and the discriminator."""
+"""Building blocks of the generators and the discriminator.
 
-from collections.abc import Sequence
+Their parameters are float32; they compute in the type of what they are given.
+"""
+
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -47,9 +51,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, N, C_in] -> [B, N, channels]."""
-        kernel = self.normalised_kernel(x.shape[-1])
+        kernel = self.normalised_kernel(x.shape[-1]).astype(x.dtype)
         x = convolve(x, kernel, dilation=self.dilation)
-        return x + self.bias() if self.use_bias else x
+        return x + self.bias().astype(x.dtype) if self.use_bias else x
 
     def normalised_kernel(self, in_channels: int):
         """[kernel_size, in_channels, channels]."""
@@ -99,7 +103,7 @@ class Upsample(nn.Module):
                 f"filter{index}", nn.initializers.constant(1 / taps), (taps,)
             )
             x = jnp.repeat(x, factor, axis=1)
-            x = _filter_all_channels(x, smoothing)
+            x = _filter_all_channels(x, smoothing.astype(x.dtype))
         return x
 
 
@@ -129,6 +133,20 @@ class GatedLayer(nn.Module):
         return jnp.tanh(filtered) * nn.sigmoid(gate)
 
 
+# What the backward pass finds of a layer's inside, and what it computes again: the
+# policies of jax.checkpoint, by a config's name; none: it finds everything.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialised(layer: Callable, policy: Callable | None) -> Callable:
+    """A function of a module and arrays whose inside is computed again where asked."""
+    return nn.remat(layer, policy=policy) if policy else layer
+
+
 class ContextStack(nn.Module):
     """Looks around in one feature: residual layers of gated dilated convolutions."""
 
@@ -136,16 +154,24 @@ class ContextStack(nn.Module):
     gate_channels: int
     kernel_size: int
     dilations: Sequence[int]
+    remat: Callable | None = None
 
     @nn.compact
     def __call__(self, x):
         """[B, T, C_in] -> [B, T, channels]."""
         x = Conv(self.channels, name="input")(x)
         for index, dilation in enumerate(self.dilations):
-            gated = GatedLayer(
-                self.gate_channels, self.kernel_size, dilation, name=f"layer{index}"
-            )(x)
-            x = x + Conv(self.channels, name=f"residual{index}")(gated)
+
+            def layer(stack, x, index=index, dilation=dilation):
+                gated = GatedLayer(
+                    stack.gate_channels,
+                    stack.kernel_size,
+                    dilation,
+                    name=f"layer{index}",
+                )(x)
+                return x + Conv(stack.channels, name=f"residual{index}")(gated)
+
+            x = rematerialised(layer, self.remat)(self, x)
         return x
 
 

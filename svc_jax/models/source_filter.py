@@ -6,6 +6,9 @@ The inverse-STFT head is that of Vocos (arXiv 2306.00814), the source that of
 neural source-filter models (arXiv 1810.11946).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ from svc_jax.models.frames import (
     RunningSum,
     standardise,
 )
-from svc_jax.models.layers import VoiceTable
+from svc_jax.models.layers import VoiceTable, rematerialised
 from svc_jax.types import Features, Noise
 
 REFERENCE_HZ = 220.0  # log f0 is counted from here
@@ -41,6 +44,9 @@ class SourceFilterGenerator(nn.Module):
       lookahead: frames after its own that each block sees.
       expansion: hidden channels of a block, in multiples of `channels`.
       harmonics: the source is all harmonics; otherwise the paper's single sine.
+      dtype: of what the backbone computes; the source, its filters and the transforms
+        are float32.
+      remat: a policy of `layers.REMAT`.
     """
 
     num_singers: int
@@ -53,9 +59,11 @@ class SourceFilterGenerator(nn.Module):
     lookahead: int = 1
     expansion: int = 3
     harmonics: bool = True
+    dtype: Any = jnp.float32
+    remat: Callable | None = None
 
     def setup(self):
-        self.content = nn.Dense(self.channels)
+        self.content = nn.Dense(self.channels, dtype=self.dtype)
         self.prosody = nn.Dense(self.channels)
         self.blocks = [
             ConvNeXtBlock(
@@ -140,10 +148,11 @@ class SourceFilterGenerator(nn.Module):
         repeats = f0_hz.shape[1] // features.asr_features.shape[1]
         content = self.content(standardise(features.asr_features))
         x = self.prosody(jnp.concatenate(prosody, axis=-1))
-        x = standardise(x + jnp.repeat(content, repeats, axis=1))
+        x = standardise(x + jnp.repeat(content, repeats, axis=1)).astype(self.dtype)
         for block in self.blocks:
-            x, real = block(x, voice, real)
-        return standardise(x), real
+            call = rematerialised(type(block).__call__, self.remat)
+            x, real = call(block, x, voice, real)
+        return standardise(x.astype(jnp.float32)), real
 
     def filtered(self, x, pulses, noises):
         """[B, T, channels] and the source's spectra -> the singing's [B, T, F]."""

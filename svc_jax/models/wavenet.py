@@ -1,7 +1,8 @@
 """The paper's generator: context stacks and a non-causal WaveNet (method.md, 2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from svc_jax.models.layers import (
     Upsample,
     VoiceTable,
     receptive_field,
+    rematerialised,
 )
 from svc_jax.types import Features, Noise
 
@@ -35,6 +37,8 @@ class WaveNetGenerator(nn.Module):
       loudness_dilations, asr_dilations, sine_dilations: of the context stacks.
       loudness_factors, asr_factors: from the frame rates to the audio rate.
       num_harmonics: of the sine beside its fundamental; 0 is the paper.
+      dtype: of what the layers compute; the sine and the audio are float32.
+      remat: a policy of `layers.REMAT`.
     """
 
     num_singers: int
@@ -54,6 +58,8 @@ class WaveNetGenerator(nn.Module):
     loudness_factors: Sequence[int] = (4, 4, 4)
     asr_factors: Sequence[int] = (4, 4, 4, 5)
     num_harmonics: int = 0
+    dtype: Any = jnp.float32
+    remat: Callable | None = None
 
     def setup(self):
         def stack(dilations):
@@ -62,6 +68,7 @@ class WaveNetGenerator(nn.Module):
                 self.context_gate_channels,
                 self.kernel_size,
                 dilations,
+                self.remat,
             )
 
         self.loudness_context = stack(self.loudness_dilations)
@@ -75,6 +82,7 @@ class WaveNetGenerator(nn.Module):
             self.skip_channels,
             self.kernel_size,
             self.dilations,
+            self.remat,
         )
         self.singers = VoiceTable(self.num_singers, self.embedding_size)
 
@@ -102,12 +110,15 @@ class WaveNetGenerator(nn.Module):
             num_harmonics=self.num_harmonics,
         )
         loudness = features.loudness_db[..., None] / 120.0 + 1.0
-        loudness = self.loudness_upsample(self.loudness_context(loudness))
-        content = self.asr_upsample(self.asr_context(features.asr_features))
-        condition = [loudness, content, self.sine_context(sine)]
-        return self.wavenet(
-            noise.z[..., None], jnp.concatenate(condition, axis=-1), voice
+        loudness, content, sine, z, voice = (
+            x.astype(self.dtype)
+            for x in (loudness, features.asr_features, sine, noise.z[..., None], voice)
         )
+        loudness = self.loudness_upsample(self.loudness_context(loudness))
+        content = self.asr_upsample(self.asr_context(content))
+        condition = [loudness, content, self.sine_context(sine)]
+        audio = self.wavenet(z, jnp.concatenate(condition, axis=-1), voice)
+        return audio.astype(jnp.float32)
 
     def check(self, grid: FrameGeometry):
         """Raises ValueError unless the module can sing on a grid of features."""
@@ -157,6 +168,7 @@ class WaveNet(nn.Module):
     skip_channels: int
     kernel_size: int
     dilations: Sequence[int]
+    remat: Callable | None = None
 
     @nn.compact
     def __call__(self, z, condition, voice):
@@ -164,15 +176,20 @@ class WaveNet(nn.Module):
         x = Conv(self.channels, name="input")(z)
         skips = 0.0
         for index, dilation in enumerate(self.dilations):
-            projected = ConditionProjection(
-                self.gate_channels, name=f"condition{index}"
-            )(condition, voice)
-            gated = GatedLayer(
-                self.gate_channels, self.kernel_size, dilation, name=f"layer{index}"
-            )(x, projected)
-            skips += Conv(self.skip_channels, name=f"skip{index}")(gated)
-            residual = Conv(self.channels, name=f"residual{index}")(gated)
-            x = (residual + x) * math.sqrt(0.5)
+
+            def layer(net, x, condition, voice, index=index, dilation=dilation):
+                projected = ConditionProjection(
+                    net.gate_channels, name=f"condition{index}"
+                )(condition, voice)
+                gated = GatedLayer(
+                    net.gate_channels, net.kernel_size, dilation, name=f"layer{index}"
+                )(x, projected)
+                skip = Conv(net.skip_channels, name=f"skip{index}")(gated)
+                residual = Conv(net.channels, name=f"residual{index}")(gated)
+                return (residual + x) * math.sqrt(0.5), skip
+
+            x, skip = rematerialised(layer, self.remat)(self, x, condition, voice)
+            skips += skip
         x = nn.relu(skips * math.sqrt(1.0 / len(self.dilations)))
         x = nn.relu(Conv(self.skip_channels, name="output0")(x))
         return Conv(1, name="output1")(x)[..., 0]
@@ -191,4 +208,5 @@ class ConditionProjection(Conv):
         """[B, N, C], [B, E] -> [B, N, channels]."""
         size = condition.shape[-1]
         kernel = self.normalised_kernel(size + voice.shape[-1])[0]
+        kernel = kernel.astype(condition.dtype)
         return condition @ kernel[:size] + (voice @ kernel[size:])[:, None]

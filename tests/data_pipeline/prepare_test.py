@@ -19,6 +19,7 @@ import soundfile
 from data_pipeline import (
     extraction,
     input_pipeline,
+    listening,
     prepare,
     report,
     schema,
@@ -474,7 +475,7 @@ def test_a_recording_that_is_long_is_prepared_block_by_block(
     notes = [tone(1.5, hz) * rng.uniform(0.2, 1) for hz in rng.uniform(150, 400, 9)]
     soundfile.write(source, np.concatenate(notes), 16_000)
     prepared(tmp_path / "in", whole, wav2letter_file, cache_dir=tmp_path / "1")
-    monkeypatch.setattr(extraction, "LONG_SECONDS", 5)
+    monkeypatch.setattr(listening, "LONG_SECONDS", 5)
     prepared(tmp_path / "in", blocks, wav2letter_file, cache_dir=tmp_path / "2")
     expected = by_recording(examples_of(whole))["alto/a.wav"]
     found = by_recording(examples_of(blocks))["alto/a.wav"]
