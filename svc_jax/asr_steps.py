@@ -8,18 +8,35 @@ from svc_jax import dsp, losses, optimizers, perturbation
 from svc_jax.models.wav2letter import fold_norms
 from svc_jax.types import AsrState, NetworkState
 
+_MOMENTUM = 0.99  # of the prior that is remembered
+_RAREST = 1e-3  # a label is not taken to be rarer, in frames
+
 
 def initial_state(wav2letter, optimizer, rng) -> AsrState:
     """Fresh parameters, norms and optimiser of a Wav2Letter."""
     variables = wav2letter.init(rng, jnp.zeros((1, 100, 39)))
     params = variables["params"]
-    network = NetworkState(params, optimizer.init(params))
-    return AsrState(jnp.zeros((), jnp.int32), network, variables.get("batch_stats", {}))
+    return AsrState(
+        step=jnp.zeros((), jnp.int32),
+        network=NetworkState(params, optimizer.init(params)),
+        batch_stats=variables.get("batch_stats", {}),
+        prior=jnp.full(wav2letter.num_labels, 1 / wav2letter.num_labels),
+    )
 
 
-def plain_params(state: AsrState):
-    """Parameters of the Wav2Letter without norms that equals the trained one."""
-    return fold_norms(state.network.params, state.batch_stats)
+def plain_params(state: AsrState, prior_scale: float = 0.0):
+    """Parameters of the Wav2Letter without norms that equals the trained one.
+
+    Its logits are the scores that were trained: the prior is taken from them.
+    """
+    params = fold_norms(state.network.params, state.batch_stats)
+    output = params["output"]
+    bias = output["bias"] - _log_prior(state.prior, prior_scale)
+    return {**params, "output": {**output, "bias": bias}}
+
+
+def _log_prior(prior, scale: float):
+    return scale * jnp.log(prior + _RAREST)
 
 
 def batch_mfcc(batch):
@@ -59,11 +76,15 @@ def predict(wav2letter, params, batch):
     return {"mfcc": mfcc[:, ::2], **outputs}, (num_frames + 1) // 2
 
 
-def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng):
+def train_step(
+    wav2letter, optimizer, schedule, prior_scale, augmentation, state, batch, rng
+):
     """One update by CTC.
 
     Args:
       wav2letter, optimizer, schedule: fixed for a compiled step.
+      prior_scale: power of the labels' prior that their probabilities are divided by,
+        0 for plain CTC; see losses.ctc_loss.
       augmentation: num_masks, longest_mask and noise, what is added to the MFCCs in
         units of each one's deviation.
       state: AsrState, donated.
@@ -91,17 +112,19 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
             mutable="batch_stats",
             rngs={"dropout": rng_dropout},
         )
-        logits = outputs["logits"]
+        logits, num_outputs = outputs["logits"], (num_frames + 1) // 2
+        prior = jax.lax.stop_gradient(losses.label_prior(logits, num_outputs))
         per_label = losses.ctc_loss(
             logits,
-            (num_frames + 1) // 2,
+            num_outputs,
             batch["labels"],
             batch["num_labels"],
             logits.shape[-1] - 1,
+            _log_prior(prior, prior_scale),
         )
-        return jnp.mean(per_label), updated.get("batch_stats", {})
+        return jnp.mean(per_label), (updated.get("batch_stats", {}), prior)
 
-    (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(
+    (value, (batch_stats, prior)), grads = jax.value_and_grad(loss, has_aux=True)(
         state.network.params
     )
     rate = schedule(state.step)
@@ -111,5 +134,10 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
         "grad_norm/network": optax.tree.norm(grads),
         "learning_rate/network": rate,
     }
-    state = state.replace(step=state.step + 1, network=network, batch_stats=batch_stats)
+    state = AsrState(
+        step=state.step + 1,
+        network=network,
+        batch_stats=batch_stats,
+        prior=_MOMENTUM * state.prior + (1 - _MOMENTUM) * prior,
+    )
     return state, metrics

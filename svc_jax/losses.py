@@ -1,5 +1,6 @@
 """Loss terms: pure functions of arrays (method.md, section 3)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -86,7 +87,13 @@ def feature_distance(fake, real, scale):
     return jnp.mean(jnp.abs(fake - real)) / scale
 
 
-def ctc_loss(logits, num_frames, labels, num_labels, blank: int):
+def label_prior(logits, num_frames):
+    """How often each label is expected in the real frames: [B, A, C] -> [C], sum 1."""
+    real = dsp.mask(num_frames, logits.shape[1])[..., None]
+    return jnp.sum(jax.nn.softmax(logits) * real, axis=(0, 1)) / jnp.sum(real)
+
+
+def ctc_loss(logits, num_frames, labels, num_labels, blank: int, log_prior=0.0):
     """CTC loss per example, per label (Graves et al. 2006, by optax).
 
     Args:
@@ -95,17 +102,24 @@ def ctc_loss(logits, num_frames, labels, num_labels, blank: int):
       labels: [B, L] int32.
       num_labels: [B] real labels of the L.
       blank: index of the blank among the C.
+      log_prior: [C], taken from the log probabilities of the labels. With a prior
+        nothing is gained by answering blank alone, which without one is what networks
+        learn first (Zeyer et al. 2021, arXiv 2105.14849).
 
     Returns:
-      [B], negative log likelihood divided by the number of labels.
+      [B], negative log of the sum over paths of the products of probabilities and
+      inverse priors, divided by the number of labels.
     """
-    frame_padding = ~dsp.mask(num_frames, logits.shape[1])
+    real = dsp.mask(num_frames, logits.shape[1])
     label_padding = ~dsp.mask(num_labels, labels.shape[1])
+    scores = jax.nn.log_softmax(logits) - jnp.broadcast_to(log_prior, logits.shape)
     loss = optax.ctc_loss(
-        logits,
-        frame_padding.astype(logits.dtype),
+        scores,
+        (~real).astype(scores.dtype),
         labels,
-        label_padding.astype(logits.dtype),
+        label_padding.astype(scores.dtype),
         blank_id=blank,
     )
+    # optax makes the scores of each frame sum to one; this is what it took away.
+    loss -= jnp.sum(jax.nn.logsumexp(scores, axis=-1) * real, axis=1)
     return loss / jnp.maximum(num_labels, 1)

@@ -17,7 +17,7 @@ MESH_AXES = ("data", "model")
 # recogniser, which is small.
 RULES = (
     (r"(^|/)(step|count)$", None),
-    (r"^(network|batch_stats|guard)\b", None),
+    (r"^(network|batch_stats|prior|guard)\b", None),
     (r"/output\d*(_norm)?/|/filter\d+$", None),
     (
         r"^(generator|discriminator|ema_params)/.*/(direction|kernel|depthwise)$",

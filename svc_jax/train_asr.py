@@ -123,6 +123,7 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
                 trained,
                 optimizer,
                 schedule,
+                config.prior_scale,
                 config.augmentation.to_dict(),
             ),
             out_shardings=(shardings, sharding.replicated(mesh)),
@@ -155,14 +156,14 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
                 metrics.say(f"stopped at {done}; resume with the same command")
                 sys.exit(0)
             if done % config.checkpoint_every == 0 or last:
-                params = asr_steps.plain_params(state)
+                params = asr_steps.plain_params(state, config.prior_scale)
                 for split, utterances in held_out.items():
                     rates = recognition.error_rates(
                         wav2letter, params, utterances, *measured_by
                     )
                     writer.scalars(done, {f"{split}/{k}": v for k, v in rates.items()})
                     metrics.say(f"step {done}, {split}: {recognition.percents(rates)}")
-    params = jax.device_get(asr_steps.plain_params(state))
+    params = jax.device_get(asr_steps.plain_params(state, config.prior_scale))
     weights.save_wav2letter(result, params, {**network, "labels": [*labels, BLANK]})
     print(f"wrote {result}")
     found = {

@@ -116,8 +116,10 @@ class AsrState:
       step: int32, updates done.
       network: parameters and optimiser.
       batch_stats: means and variances of its norms.
+      prior: [C], how often each label is expected, over the last batches.
     """
 
     step: jax.Array
     network: NetworkState
     batch_stats: Any
+    prior: jax.Array
