@@ -42,13 +42,22 @@ def parse(raw: bytes, asr_size: int) -> dict[str, np.ndarray]:
         elif dtype.startswith("int"):
             array = np.asarray(features[name].int64_list.value, dtype)
         else:
-            array = np.asarray(features[name].float_list.value, dtype)
+            array = _floats(features[name].float_list)
         sizes = {"asr_size": asr_size}
         shape = [
             sizes.get(axis, -1) if isinstance(axis, str) else axis for axis in axes
         ]
         example[name] = array.reshape(shape)
     return example
+
+
+def _floats(message) -> np.ndarray:
+    """float32 of a FloatList: they end its wire format, packed, in little-endian order.
+
+    Protobuf gives them out one by one, a hundred times as slowly.
+    """
+    count = len(message.value)
+    return np.frombuffer(message.SerializeToString()[-4 * count :], "<f4")
 
 
 def crop(example: dict, start: int, geometry: FrameGeometry) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Loss terms: pure functions of arrays (method.md, section 3)."""
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -87,13 +86,7 @@ def feature_distance(fake, real, scale):
     return jnp.mean(jnp.abs(fake - real)) / scale
 
 
-def label_prior(logits, num_frames):
-    """How often each label is expected in the real frames: [B, A, C] -> [C], sum 1."""
-    real = dsp.mask(num_frames, logits.shape[1])[..., None]
-    return jnp.sum(jax.nn.softmax(logits) * real, axis=(0, 1)) / jnp.sum(real)
-
-
-def ctc_loss(logits, num_frames, labels, num_labels, blank: int, log_prior=0.0):
+def ctc_loss(logits, num_frames, labels, num_labels, blank: int):
     """CTC loss per example, per label (Graves et al. 2006, by optax).
 
     Args:
@@ -102,24 +95,17 @@ def ctc_loss(logits, num_frames, labels, num_labels, blank: int, log_prior=0.0):
       labels: [B, L] int32.
       num_labels: [B] real labels of the L.
       blank: index of the blank among the C.
-      log_prior: [C], taken from the log probabilities of the labels. With a prior
-        nothing is gained by answering blank alone, which without one is what networks
-        learn first (Zeyer et al. 2021, arXiv 2105.14849).
 
     Returns:
-      [B], negative log of the sum over paths of the products of probabilities and
-      inverse priors, divided by the number of labels.
+      [B], negative log likelihood divided by the number of labels.
     """
-    real = dsp.mask(num_frames, logits.shape[1])
+    frame_padding = ~dsp.mask(num_frames, logits.shape[1])
     label_padding = ~dsp.mask(num_labels, labels.shape[1])
-    scores = jax.nn.log_softmax(logits) - jnp.broadcast_to(log_prior, logits.shape)
     loss = optax.ctc_loss(
-        scores,
-        (~real).astype(scores.dtype),
+        logits,
+        frame_padding.astype(logits.dtype),
         labels,
-        label_padding.astype(scores.dtype),
+        label_padding.astype(logits.dtype),
         blank_id=blank,
     )
-    # optax makes the scores of each frame sum to one; this is what it took away.
-    loss -= jnp.sum(jax.nn.logsumexp(scores, axis=-1) * real, axis=1)
     return loss / jnp.maximum(num_labels, 1)

@@ -123,7 +123,6 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
                 trained,
                 optimizer,
                 schedule,
-                config.prior_scale,
                 config.augmentation.to_dict(),
             ),
             out_shardings=(shardings, sharding.replicated(mesh)),

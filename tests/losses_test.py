@@ -4,7 +4,6 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
@@ -160,21 +159,20 @@ def test_feature_distance_is_a_mean_in_units_of_the_scale():
 # CTC.
 
 
-def enumerated_ctc(logits, labels, blank, log_prior=0.0):
+def enumerated_ctc(logits, labels, blank):
     """-log of the sum over all paths that read as the labels: [A, C], [L] -> float."""
-    scores = scipy.special.log_softmax(logits.astype(np.float64), axis=-1) - log_prior
+    log_probs = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
     num_frames, num_classes = logits.shape
     found = []
     for path in itertools.product(range(num_classes), repeat=num_frames):
         read = [label for label, _ in itertools.groupby(path) if label != blank]
         if read == list(labels):
-            found.append(sum(scores[np.arange(num_frames), path]))
+            found.append(sum(log_probs[np.arange(num_frames), path]))
     return -scipy.special.logsumexp(found)
 
 
-@pytest.mark.parametrize("log_prior", [0.0, np.float32([-0.5, -3.0, -2.0, -1.5])])
 @pytest.mark.parametrize("blank", [0, 3])
-def test_ctc_loss_sums_over_all_alignments_and_divides_by_the_labels(blank, log_prior):
+def test_ctc_loss_sums_over_all_alignments_and_divides_by_the_labels(blank):
     first, second, third = (label for label in range(4) if label != blank)
     examples = [  # real frames, labels
         (5, [first, second]),
@@ -193,36 +191,9 @@ def test_ctc_loss_sums_over_all_alignments_and_divides_by_the_labels(blank, log_
         np.array([frames for frames, _ in examples]),
         labels,
         np.array([len(real) for _, real in examples]),
-        log_prior=log_prior,
     )
     expected = [
-        enumerated_ctc(row[:frames], real, blank, log_prior) / max(1, len(real))
+        enumerated_ctc(row[:frames], real, blank) / max(1, len(real))
         for row, (frames, real) in zip(logits, examples, strict=True)
     ]
     np.testing.assert_allclose(result, expected, rtol=1e-5)
-
-
-def test_the_prior_of_labels_is_the_mean_of_their_probabilities():
-    logits = 2 * normal(2, 6, 4)
-    real = np.concatenate([logits[0], logits[1, :2]])
-    expected = scipy.special.softmax(real.astype(np.float64), axis=-1).mean(axis=0)
-    found = losses.label_prior(logits, np.array([6, 2]))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_with_a_prior_nothing_is_gained_by_answering_blank_alone():
-    """Of scores that are the same in every frame (arXiv 2105.14849)."""
-    labels, counts = np.array([[1, 2]]), np.array([2])
-
-    def pull(scale):
-        def loss(logits):
-            frames = jnp.broadcast_to(logits, (1, 40, 4))
-            log_prior = scale * jnp.log(losses.label_prior(frames, np.array([40])))
-            log_prior = jax.lax.stop_gradient(log_prior)
-            rest = np.array([40]), labels, counts, 0
-            return losses.ctc_loss(frames, *rest, log_prior)[0]
-
-        return jax.grad(loss)(jnp.zeros(4).at[0].set(3.0))
-
-    assert pull(0.0)[0] < -0.1  # towards still more of it
-    assert pull(1.0)[0] > 0.1

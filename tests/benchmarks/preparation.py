@@ -133,6 +133,9 @@ def main():
     parser.add_argument("--crepe", help="weights of CREPE tiny")
     parser.add_argument("--f0", default="crepe-tiny")
     parser.add_argument("--f0_hop", type=int, default=160)
+    parser.add_argument(
+        "--workers", type=int, help="processes; by default prepare's own"
+    )
     parser.add_argument("--small", action="store_true", help="a smaller Wav2Letter")
     options = parser.parse_args()
     crepe = [f"--crepe={options.crepe}"] if options.crepe else []
@@ -146,6 +149,7 @@ def main():
             f"--f0_hop={options.f0_hop}",
             f"--cache={folder / 'cache'}",
             *crepe,
+            *([f"--workers={options.workers}"] if options.workers else []),
         ]
         if options.minutes:
             write_recordings(folder / "in", options.minutes)
