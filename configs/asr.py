@@ -8,7 +8,7 @@ import ml_collections
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """`base`: an hour of one core; `demo`: a minute, for syllables."""
+    """`base`: two hours of one core; `demo`: a minute, for syllables."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = ml_collections.ConfigDict()
@@ -20,17 +20,17 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     # to each side takes long to find out which of it is the label.
     config.network.channels = 192
     config.network.wide_channels = 512
-    config.network.kernels = (12, 3, 3, 3, 3, 3)
+    config.network.kernels = (12, 3, 3, 3)
     config.network.wide_kernel = 3
     config.prior_scale = 0.25  # see asr_steps.plain_params
     config.dropout = 0.0  # norms remember what dropout does, and miss it afterwards
     config.perturbation = ml_collections.ConfigDict()
-    config.perturbation.pitch = 1.2
+    config.perturbation.pitch = 1.25
     config.perturbation.formants = 1.15
-    config.perturbation.speed = 1.1
+    config.perturbation.speed = 1.15
     config.augmentation = ml_collections.ConfigDict()
-    config.augmentation.noise = 0.05
-    config.augmentation.num_masks = 1
+    config.augmentation.noise = 0.1
+    config.augmentation.num_masks = 2
     config.augmentation.longest_mask = 12
     config.learning_rate = 2e-3
     config.b2 = 0.98
@@ -38,7 +38,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.max_grad_norm = 1.0
     config.batch_seconds = 64.0
     config.max_buckets = 5  # shapes of batches, each compiled once
-    config.num_steps = 5000
+    config.num_steps = 10_000
     config.log_every = 10
     config.checkpoint_every = 1000
     config.keep = 2
@@ -51,7 +51,6 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         config.perturbation.pitch = 1.0
         config.perturbation.formants = 1.0
         config.perturbation.speed = 1.0
-        config.augmentation.noise = 0.1
         config.augmentation.num_masks = 0
         config.max_buckets = 1
         config.num_steps = 800

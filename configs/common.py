@@ -74,6 +74,7 @@ def paper_config() -> ml_collections.ConfigDict:
 
     config.log_every = 100
     config.eval_every = 5_000
+    config.eval_batches = 8  # at most, of recordings from all over the split
     config.checkpoint_every = 5_000
     config.keep = 3  # the last ones; the best one stays too
     config.keep_every = 100_000  # and those whose step is a multiple; 0: none

@@ -129,21 +129,22 @@ def eval_batches(
     *,
     split: str,
     batch_size: int,
+    most: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """The middle segment of every record of a split, in order; the last batch is full.
+    """The middle segments of the records of a split, in order; the last batch is full.
 
     Args, Returns and Raises: as of input_pipeline.eval_batches.
     """
     source, asr_size = _open(data_dir, split)
     local = input_pipeline.local_batch_size(batch_size, shard_count)
+    chosen = input_pipeline.spread(len(source), batch_size, most)
     batches = []
-    for first in range(0, len(source), batch_size):
+    for first in range(shard_index * local, len(chosen), batch_size):
         segments = []
-        for row in range(local):
-            position = first + shard_index * local + row
-            example = parse(source[position % len(source)], asr_size)
+        for number in chosen[first : first + local]:
+            example = parse(source[int(number)], asr_size)
             last = len(example["asr_features"]) - geometry.segment_asr_frames
             segments.append(crop(example, last // 2, geometry))
         names = input_pipeline.BATCH_FIELDS

@@ -242,22 +242,32 @@ def train_batches(
     return dataset.batch(local, drop_remainder=True).prefetch(4).as_numpy_iterator()
 
 
+def spread(count: int, batch_size: int, most: int | None) -> np.ndarray:
+    """Which of `count` records fill `most` batches, or as many as hold all of them."""
+    num_batches = -(-count // batch_size)
+    if most is not None and most < num_batches:
+        return np.arange(most * batch_size) * count // (most * batch_size)
+    return np.arange(num_batches * batch_size) % count
+
+
 def eval_batches(
     data_dir,
     geometry: FrameGeometry,
     *,
     split: str,
     batch_size: int,
+    most: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
 ):
-    """The middle segment of every record of a split, in order; the last batch is full.
+    """The middle segments of the records of a split, in order; the last batch is full.
 
     Args:
       data_dir: a prepared dataset.
       geometry: of the segments.
       split: its name.
       batch_size: over all hosts; the first records fill up the last batch.
+      most: batches, of records from all over the split; None for every record.
       shard_index, shard_count: this host and how many there are.
 
     Returns:
@@ -266,15 +276,16 @@ def eval_batches(
     import tensorflow as tf
 
     records = Records(data_dir, split)
-    num_batches = -(-len(records) // batch_size)
+    chosen = spread(len(records), batch_size, most)
     local = local_batch_size(batch_size, shard_count)
 
     def example(number):
         step, row = number // local, number % local
         position = step * batch_size + shard_index * local + row
-        record = records.load(position % len(records))
+        record = records.load(tf.constant(chosen)[position])
         last = tf.shape(record["asr_features"])[0] - geometry.segment_asr_frames
         return crop(record, last // 2, geometry)
 
-    dataset = tf.data.Dataset.range(num_batches * local).map(example)
+    num_examples = len(chosen) // shard_count
+    dataset = tf.data.Dataset.range(num_examples).map(example)
     return list(dataset.batch(local).as_numpy_iterator())

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from svc_jax import command_line
 
 CACHE = ".features"  # beside the dataset
+MAX_THREADS = 8  # more would wait for each other in Python
 
 
 def prepare(
@@ -352,13 +353,14 @@ def _chosen(flags) -> list:
 
 
 def _beam_options(flags) -> list[str]:
-    options = list(flags.beam)
-    if flags.runner == "DirectRunner" and flags.workers > 1:
-        options += [
-            "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={flags.workers}",
-        ]
-    return options
+    if flags.runner != "DirectRunner":
+        return list(flags.beam)
+    workers = flags.workers or min(os.cpu_count() or 1, MAX_THREADS)
+    return [
+        "--direct_running_mode=multi_threading",
+        f"--direct_num_workers={workers}",
+        *flags.beam,
+    ]
 
 
 def print_plan(recordings, valid: float):
@@ -489,9 +491,9 @@ def define_flags():
     )
     flags.DEFINE_integer(
         "workers",
-        1,
-        "Processes on this machine; the networks use all cores from one process.",
-        lower_bound=1,
+        0,
+        f"Threads on this machine; by default one for each core, {MAX_THREADS} at most.",
+        lower_bound=0,
     )
     flags.DEFINE_string(
         "runner", "DirectRunner", "Of Apache Beam: DirectRunner is this machine."

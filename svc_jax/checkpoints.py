@@ -33,6 +33,7 @@ HARMLESS = (
     "log_every",
     "checkpoint_every",
     "eval_every",
+    "eval_batches",
     "keep",
     "keep_every",
     "guard.in_a_row",

@@ -543,7 +543,9 @@ def eval_step(
       rng: key of the noise.
 
     Returns:
-      (metrics; dict of `reconstruction` and `conversion` audio [B, N]).
+      (terms of the losses; dict of `reconstruction` and `conversion` audio [B, N]; dict
+      of the f0 in Hz that is heard in each, and that was `asked` for, [B, T], 0 where
+      unvoiced).
     """
     noise = draw_noise(rng, *batch.audio.shape)
     noise = noise.replace(phase=jnp.zeros_like(noise.phase))
@@ -566,4 +568,8 @@ def eval_step(
         {"aligned": sung["reconstruction"]},
     )
     terms["total"] = weighted_sum(objective, terms)
-    return {f"validation/{name}": value for name, value in terms.items()}, sung
+    f0_hz = {
+        name: networks.extractor.f0(frozen, audio, viterbi=False)[0]
+        for name, audio in sung.items()
+    }
+    return terms, sung, {"asked": batch.features.f0_hz, **f0_hz}

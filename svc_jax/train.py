@@ -262,7 +262,7 @@ def _train_alone(config, workdir: pathlib.Path, span):
     import jax
 
     from data_pipeline import input_pipeline
-    from svc_jax import builders, checkpoints, metrics, sharding, steps
+    from svc_jax import builders, checkpoints, metrics, sharding, steps, validation
     from svc_jax.errors import UserError
     from svc_jax.types import Batch
 
@@ -292,13 +292,13 @@ def _train_alone(config, workdir: pathlib.Path, span):
         geometry,
         split=input_pipeline.eval_split(data_dir),
         batch_size=config.batch_size,
+        most=config.eval_batches,
         shard_index=host,
         shard_count=num_hosts,
     )
-    source = validation_batches[0]["audio"][0]
-    validation = sharding.to_global(Batch(**validation_batches[0]), mesh)
     frozen = sharding.put_replicated(frozen, mesh)
-    scales = run_scales(workdir, networks, objective, frozen, validation)
+    first_batch = sharding.to_global(Batch(**validation_batches[0]), mesh)
+    scales = run_scales(workdir, networks, objective, frozen, first_batch)
 
     @functools.cache
     def step_fn(phase):
@@ -315,10 +315,16 @@ def _train_alone(config, workdir: pathlib.Path, span):
             donate_argnums=0,
         )
 
-    evaluate = jax.jit(
+    eval_fn = jax.jit(
         functools.partial(steps.eval_step, networks, objective),
         out_shardings=sharding.replicated(mesh),
     )
+
+    def evaluate(params, batch):
+        batch = sharding.to_global(Batch(**batch), mesh)
+        return eval_fn(params, batch, frozen, scales, rng_eval)
+
+    names = [singer.name for singer in card.singers]
     audio_seconds = config.batch_size * geometry.segment_samples / geometry.sample_rate
     with (
         checkpoints.manager(
@@ -372,16 +378,16 @@ def _train_alone(config, workdir: pathlib.Path, span):
                     writer.scalars(done, {**values, **clock.scalars(audio_seconds)})
                 if done % config.eval_every == 0 or last:
                     with clock.part("evaluate"):
-                        values, sung = jax.device_get(
-                            evaluate(
-                                state.ema_params, validation, frozen, scales, rng_eval
-                            )
+                        values, sung = validation.measure(
+                            functools.partial(evaluate, state.ema_params),
+                            validation_batches,
                         )
                     loss = values["validation/total"]
                     writer.scalars(done, values)
-                    heard = {name: audio[0] for name, audio in sung.items()}
-                    for name, audio in {"source": source, **heard}.items():
-                        writer.audio(done, name, audio, geometry.sample_rate)
+                    for heard in validation.examples(
+                        names, validation_batches[0], sung
+                    ):
+                        writer.audio(done, *heard, geometry.sample_rate)
                 # Amid a row the newest checkpoint must stay from before it.
                 due = done % config.checkpoint_every == 0 or stop
                 if last or (due and not in_a_row):

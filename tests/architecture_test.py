@@ -52,6 +52,7 @@ LEVELS = (
         "svc_jax.sharding",
         "svc_jax.checkpoints",
         "svc_jax.metrics",
+        "svc_jax.validation",
         "svc_jax.measures",
         "svc_jax.hearing",
         "svc_jax.evaluation_report",

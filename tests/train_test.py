@@ -39,14 +39,15 @@ def test_a_run_writes_metrics_pictures_and_checkpoints(finished):
     assert "loss/spectral" in by_step[1]
     assert "loss/adversarial" not in by_step[1]
     assert "loss/adversarial" in by_step[2]  # a quarter of the run
-    assert "validation/spectral" in by_step[4]
+    for name in ("spectral", "total", "reconstruction/ffe", "conversion/vde"):
+        assert f"validation/{name}" in by_step[4]
     for name in ("time/input", "time/save", "speed/audio_seconds"):
         assert by_step[3][name] >= 0
     assert all(np.isfinite(v) for line in lines for v in line.values())
     assert checkpoints.manager(workdir, keep=None).all_steps() == [2, 4]
     (events,) = (workdir / "tensorboard").iterdir()
     content = events.read_bytes()
-    for name in (b"reconstruction", b"conversion", b"spectrogram/conversion"):
+    for name in (b"reconstruction/alto", b"spectrogram/conversion/alto_to_bass"):
         assert name in content
 
 

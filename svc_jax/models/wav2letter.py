@@ -127,26 +127,13 @@ def fold_norms(params, batch_stats):
     return folded
 
 
-def near_identity(rng, shape, dtype=jnp.float32):
-    """Kernel [K, C, D] that first lets its input through, where C is D (DiracNets).
-
-    Deep stacks then start as shallow ones, and learn from near before they learn from
-    far (arXiv 1706.00388).
-    """
-    random = nn.initializers.he_normal()(rng, shape, dtype)
-    kernel_size, num_in, num_out = shape
-    if num_in != num_out:
-        return random
-    return (0.3 * random).at[(kernel_size - 1) // 2].add(jnp.eye(num_in, dtype=dtype))
-
-
 class SameConvolution(nn.Module):
     """Plain convolution along time with TensorFlow's SAME padding."""
 
     channels: int
     kernel_size: int
     stride: int
-    kernel_init: Callable = near_identity
+    kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x):

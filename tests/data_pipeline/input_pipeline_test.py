@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from data_pipeline import grain_pipeline, input_pipeline, sampling, schema, shards
 from svc_jax.errors import UserError
@@ -380,9 +382,24 @@ def test_evaluation_has_every_record_in_order_in_full_batches(
     np.testing.assert_array_equal(starts(found), expected)
 
 
+@hypothesis.given(
+    st.integers(1, 500), st.integers(1, 40), st.none() | st.integers(1, 20)
+)
+def test_a_few_batches_are_of_records_from_all_over(count, batch_size, most):
+    chosen = input_pipeline.spread(count, batch_size, most)
+    num_batches, rest = divmod(len(chosen), batch_size)
+    assert rest == 0
+    assert num_batches == min(-(-count // batch_size), most or count)
+    distinct = np.unique(chosen)
+    assert len(distinct) == min(count, len(chosen))
+    gaps = np.diff([*distinct, count])  # the last is to the end
+    assert gaps.max(initial=0) - gaps.min(initial=count) <= 1
+
+
 @pytest.mark.parametrize("count", [2, 4])
-def test_hosts_share_the_batches_of_evaluation(ramps, count):
-    arguments = {"split": "validation", "batch_size": 4}
+@pytest.mark.parametrize("most", [None, 1])
+def test_hosts_share_the_batches_of_evaluation(ramps, count, most):
+    arguments = {"split": "validation", "batch_size": 4, "most": most}
     whole = input_pipeline.eval_batches(ramps, GRID, **arguments)
     parts = [
         input_pipeline.eval_batches(
@@ -398,10 +415,11 @@ def test_hosts_share_the_batches_of_evaluation(ramps, count):
 
 
 def test_evaluation_is_the_same_with_grain(ramps, array_ramps):
-    for count in (1, 2):
+    for count, most in ((1, 1), (2, None)):
         arguments = {
             "split": "validation",
             "batch_size": 4,
+            "most": most,
             "shard_index": count - 1,
             "shard_count": count,
         }

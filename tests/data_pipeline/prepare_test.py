@@ -600,6 +600,7 @@ def test_two_processes_make_the_same_dataset_to_the_byte(
         f"--wav2letter={wav2letter_file}",
         "--f0=yin",
         "--workers=2",
+        "--beam=--direct_running_mode=multi_processing",
     )
     assert (code, err) == (0, "")
     assert files_of(tmp_path / "choir") == files_of(dataset)
