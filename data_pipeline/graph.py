@@ -169,14 +169,15 @@ def plan_shards(decisions: list[Decision], work: Work):
 
 def write_shard(shard: shards.Shard, work: Work):
     """One file of records and its part of the index."""
-    shards.write_shard(
-        shard,
-        work.folder,
-        FeatureCache(work.cache),
-        work.recipe.geometry,
-        work.asr_size,
-        work.file_format,
-    )
+    with _LOCK:  # what TFDS imports when it is first used locks threads out for good
+        shards.write_shard(
+            shard,
+            work.folder,
+            FeatureCache(work.cache),
+            work.recipe.geometry,
+            work.asr_size,
+            work.file_format,
+        )
 
 
 def by_singer(decisions: list[Decision], work: Work):
