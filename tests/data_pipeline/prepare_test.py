@@ -717,7 +717,9 @@ def test_a_killed_preparation_leaves_no_dataset_and_a_second_one_is_as_if_never_
 @pytest.mark.proof
 def test_killed_at_20_random_moments(recordings, dataset, tmp_path, wav2letter_file):
     began = time.monotonic()
-    assert not start_preparing(recordings, tmp_path / "0", wav2letter_file).wait()
+    with start_preparing(recordings, tmp_path / "0", wav2letter_file) as child:
+        _, err = child.communicate()
+    assert child.returncode == 0, err
     seconds = time.monotonic() - began
     rng, killed = random.Random(0), 0
     for number in range(1, 21):
