@@ -69,7 +69,8 @@ def test_an_unknown_voice_comes_nearer_and_at_last_the_generator_moves(model):
     before, after = (traverse_util.flatten_dict(x.params) for x in (adapted, tuned))
     assert any((before[name] != after[name]).any() for name in before)
     known = ("singers", "embedding")
-    np.testing.assert_array_equal(before[known], after[known])
+    # Nothing pulls at the known voices; a running mean of equals rounds.
+    np.testing.assert_allclose(before[known], after[known], rtol=1e-5)
 
 
 def test_a_singer_is_added_beside_the_others(model):
