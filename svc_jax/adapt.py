@@ -12,7 +12,7 @@ output is a folder as svc_jax.export makes it.
 import pathlib
 import sys
 
-from svc_jax import command_line
+from svc_jax import command_line, model_card
 
 CANNOT_STAND_IN_A_NAME = set("/\\,:")  # of folders, and of --mix
 
@@ -73,7 +73,7 @@ def mixture(names, weights) -> str:
 
 
 def main(_, flags):
-    from svc_jax import adaptation, bundles, export, model_card
+    from svc_jax import adaptation, bundles, export
 
     bundles.check_free(flags.output)
     model = bundles.load(flags.model)
@@ -98,8 +98,8 @@ def main(_, flags):
 
     singer = adaptation.describe(flags.name, heard, geometry)
     grown = adaptation.with_singer(model, singer, adapted.params, adapted.voice)
-    statement = model_card.Statement(flags.license, flags.consent, flags.data)
-    statement = model_card.joined(model_card.read(flags.model), statement, flags.name)
+    known, new = model_card.read(flags.model), model_card.stated(flags)
+    statement = model_card.joined(known, new, flags.name)
     metrics = {f"L_recon of {flags.name} {key}": v for key, v in distances.items()}
     missing_files = {
         name: how
@@ -132,11 +132,7 @@ def define_flags():
         "The generator learns too: nearer, but the known voices change as well.",
     )
     flags.DEFINE_integer("seed", 0, "Of noise, and of the order of the clips.")
-    flags.DEFINE_string(
-        "license", "", "Of the model with the new voice; by default the model's."
-    )
-    flags.DEFINE_string("consent", "", "How the new singer agreed, for the card.")
-    flags.DEFINE_string("data", "", "What the recordings are, for the card.")
+    model_card.define_flags()
 
 
 def run():

@@ -9,7 +9,7 @@ run; what differs is not kept.
 
 import pathlib
 
-from svc_jax import command_line
+from svc_jax import command_line, model_card
 
 
 def frozen_files(card) -> dict[str, str]:
@@ -28,9 +28,9 @@ def frozen_files(card) -> dict[str, str]:
 
 
 def main(_, flags):
-    from svc_jax import bundles, model_card, parity, programs
+    from svc_jax import bundles, parity, programs
 
-    statement = model_card.Statement(flags.license, flags.consent, flags.data)
+    statement = model_card.stated(flags)
     metrics = model_card.read_report(flags.report) if flags.report else {}
     model = bundles.load(flags.workdir)
     files = frozen_files(model.card) if flags.no_frozen else {}
@@ -74,9 +74,7 @@ def define_flags():
     flags.DEFINE_bool(
         "no_frozen", False, "Leave CREPE and Wav2Letter out; the card says whence."
     )
-    flags.DEFINE_string("license", "", "Of the model, for its card.")
-    flags.DEFINE_string("consent", "", "How the singers agreed, for the card.")
-    flags.DEFINE_string("data", "", "What it was trained on, for the card.")
+    model_card.define_flags()
     flags.DEFINE_string("report", "", "report.json of svc_jax.evaluate, for the card.")
 
 

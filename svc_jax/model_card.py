@@ -34,6 +34,20 @@ def missing(statement: Statement) -> list[str]:
     return [said for name, said in MISSING.items() if not getattr(statement, name)]
 
 
+def define_flags():
+    """Flags of the command line that make a Statement."""
+    from absl import flags
+
+    flags.DEFINE_string("license", "", "Of the model, for its card.")
+    flags.DEFINE_string("consent", "", "How the singers agreed, for the card.")
+    flags.DEFINE_string("data", "", "What it was trained on, for the card.")
+
+
+def stated(flags) -> Statement:
+    """The Statement of `define_flags`."""
+    return Statement(flags.license, flags.consent, flags.data)
+
+
 def read(folder) -> Statement:
     """What the card of a model says; empty where it says nothing, or there is none."""
     path = pathlib.Path(folder, "README.md")
