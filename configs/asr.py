@@ -22,6 +22,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.network.wide_channels = 512
     config.network.kernels = (12, 3, 3, 3)
     config.network.wide_kernel = 3
+    config.network.per_coefficient = True
     config.prior_scale = 0.25  # see asr_steps.plain_params
     config.dropout = 0.0  # norms remember what dropout does, and miss it afterwards
     config.perturbation = ml_collections.ConfigDict()

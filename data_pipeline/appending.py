@@ -50,7 +50,7 @@ def read(output, card, recordings, file_format: str) -> Existing:
     """
     import tensorflow_datasets as tfds
 
-    old = schema.Card.read(output)
+    old = schema.Card.of_dataset(output)
     info = tfds.builder_from_directory(os.fspath(output)).info
     wanted = {
         **{

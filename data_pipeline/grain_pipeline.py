@@ -18,7 +18,7 @@ def _open(data_dir, split: str):
     """(the records of a split, by number; size of their ASR features)."""
     import grain
 
-    asr_size = schema.Card.read(data_dir).asr["size"]
+    asr_size = schema.Card.of_dataset(data_dir).asr["size"]
     paths = input_pipeline.files(data_dir, split, "array_record")
     if not paths:
         raise UserError(

@@ -66,7 +66,7 @@ class Records:
 
     def __init__(self, data_dir, split: str):
         folder = pathlib.Path(data_dir)
-        self.card = schema.Card.read(folder)
+        self.card = schema.Card.of_dataset(folder)
         self._files = files(folder, split, "tfrecord")
         offsets = [record_offsets(path) for path in self._files]
         if not sum(map(len, offsets)):

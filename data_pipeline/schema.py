@@ -8,10 +8,11 @@ from etils import epath
 from svc_jax.errors import UserError
 
 NAME = "singing"
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 RELEASE_NOTES = {
     "1.0.0": "f0 by CREPE and Viterbi; loudness as the mean of the dB spectrum of a"
     " 2048-point FFT; ASR features as float16.",
+    "2.0.0": "asr_stats of every coefficient instead of every block of them.",
 }
 MAX_RECORD_SECONDS = 10.0
 CARD = "singers.json"
@@ -25,7 +26,7 @@ FEATURES = {
     "f0_confidence": (("frames",), "float32"),
     "loudness_db": (("frames",), "float32"),
     "asr_features": (("asr_frames", "asr_size"), "float16"),
-    "asr_stats": ((3, 2), "float32"),
+    "asr_stats": ((3, 13, 2), "float32"),
     "singer_id": ((), "int32"),
     "recording": ((), "str"),  # where it is from: singer/name
     "position": ((), "int64"),  # first sample within the recording
@@ -93,7 +94,7 @@ class Card:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["version"]
-            is_newer = int(version.split(".")[0]) > int(VERSION.split(".")[0])
+            is_newer = _major(version) > _major(VERSION)
             if not is_newer:
                 singers = tuple(Singer(**singer) for singer in values.pop("singers"))
                 return cls(singers=singers, **values)
@@ -105,6 +106,21 @@ class Card:
             f"{path}: version {version} is newer than {VERSION}; update svc_jax."
         )
 
+    @classmethod
+    def of_dataset(cls, folder) -> "Card":
+        """Reads the card of a dataset whose records are to be read.
+
+        Raises:
+          UserError: as `read` does, or if the records are of an older version.
+        """
+        card = cls.read(folder)
+        if _major(card.version) < _major(VERSION):
+            raise UserError(
+                f"{folder}: its records are of version {card.version}, read are those of"
+                f" {VERSION}; prepare the recordings again."
+            )
+        return card
+
     def singer_id(self, name: str) -> int:
         """Raises UserError that lists the known singers if the name is none of them."""
         names = [singer.name for singer in self.singers]
@@ -112,3 +128,7 @@ class Card:
             known = ", ".join(names)
             raise UserError(f"singer {name!r} is unknown; the model knows {known}.")
         return names.index(name)
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])

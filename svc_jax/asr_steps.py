@@ -45,12 +45,13 @@ def label_prior(logits, num_frames):
     return jnp.sum(jax.nn.softmax(logits) * real, axis=(0, 1)) / jnp.sum(real)
 
 
-def batch_mfcc(batch):
+def batch_mfcc(batch, per_coefficient: bool = False):
     """Normalised MFCCs of a batch of recordings, each as if alone.
 
     Args:
       batch: `audio` [B, N] and `num_samples` [B], the real ones of the N; where they
         are to sound otherwise, also `warp` and `speed` [B] (see `perturbation`).
+      per_coefficient: see `dsp.mfcc_stats`.
 
     Returns:
       ([B, T, 39], num_frames [B] real ones of the T).
@@ -67,7 +68,8 @@ def batch_mfcc(batch):
         )
     peak = dsp.log_mel_peak(spectrum, num_frames)
     blocks = dsp.deltas(dsp.cepstrum(spectrum, peak), num_frames)
-    return dsp.normalise_mfcc(blocks, dsp.mfcc_stats(blocks, num_frames)), num_frames
+    stats = dsp.mfcc_stats(blocks, num_frames, per_coefficient)
+    return dsp.normalise_mfcc(blocks, stats), num_frames
 
 
 def predict(wav2letter, params, batch):
@@ -77,7 +79,7 @@ def predict(wav2letter, params, batch):
       (dict of mfcc, hidden, wide and logits [B, A, C], how many of the A frames are
       real).
     """
-    mfcc, num_frames = batch_mfcc(batch)
+    mfcc, num_frames = batch_mfcc(batch, wav2letter.per_coefficient)
     outputs = wav2letter.apply({"params": params}, mfcc, num_frames)
     return {"mfcc": mfcc[:, ::2], **outputs}, (num_frames + 1) // 2
 
@@ -98,7 +100,7 @@ def train_step(wav2letter, optimizer, schedule, augmentation, state, batch, rng)
     """
     rng = jax.random.fold_in(rng, state.step)
     rng_mask, rng_noise, rng_dropout = jax.random.split(rng, 3)
-    mfcc, num_frames = batch_mfcc(batch)
+    mfcc, num_frames = batch_mfcc(batch, wav2letter.per_coefficient)
     deviation = augmentation["noise"] * jnp.std(mfcc, axis=(0, 1), keepdims=True)
     mfcc += deviation * jax.random.normal(rng_noise, mfcc.shape)
     mfcc = perturbation.mask_time(

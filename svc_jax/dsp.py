@@ -16,6 +16,7 @@ NUM_MFCC = 13
 MFCC_FFT = 512
 MFCC_HOP = 160
 DELTA_WIDTH = 9
+LEAST_DEVIATION = 1e-2  # of an MFCC; rounding in float32 moves it by less
 
 
 # Framing and spectra.
@@ -344,30 +345,40 @@ def deltas(coefficients, num_frames=None):
     return jnp.stack([coefficients, delta, delta2], axis=2)
 
 
-def mfcc_stats(blocks, num_frames=None):
-    """Global mean and deviation of each of the three blocks.
+def mfcc_stats(blocks, num_frames=None, per_coefficient: bool = False):
+    """What each coefficient is normalised by: a mean and a deviation.
 
     Args:
       blocks: [B, T, 3, C] from `deltas`.
       num_frames: [B] real frames of the T, or None for all.
+      per_coefficient: its own ones, which takes away what does not change over a
+        recording: the microphone and much of the voice (Atal 1974); else its block's,
+        as the published Wav2Letter wants it.
 
     Returns:
-      [B, 3, 2].
+      [B, 3, C, 2].
     """
     weight = jnp.ones(blocks.shape[:2])
     if num_frames is not None:
         weight = mask(num_frames, blocks.shape[1]) * weight
-    weight = (weight / weight.sum(axis=1, keepdims=True) / blocks.shape[-1])[
-        ..., None, None
-    ]
-    mean = jnp.sum(blocks * weight, axis=(1, 3))
-    centred = blocks - mean[:, None, :, None]
-    deviation = jnp.sqrt(jnp.sum(jnp.square(centred) * weight, axis=(1, 3)))
+    weight = (weight / weight.sum(axis=1, keepdims=True))[..., None, None]
+
+    def mean_of(x):
+        mean = jnp.sum(x * weight, axis=1)
+        if per_coefficient:
+            return mean
+        return jnp.broadcast_to(mean.mean(axis=-1, keepdims=True), mean.shape)
+
+    mean = mean_of(blocks)
+    deviation = jnp.sqrt(mean_of(jnp.square(blocks - mean[:, None])))
     return jnp.stack([mean, deviation], axis=-1)
 
 
 def normalise_mfcc(blocks, stats):
-    """Normalises each block and joins them: [B, T, 3, C], [B, 3, 2] -> [B, T, 3 C]."""
-    mean, deviation = stats[:, None, :, 0, None], stats[:, None, :, 1, None]
-    normalised = (blocks - mean) / jnp.maximum(deviation, 1e-5)
+    """Normalises and joins the blocks: [B, T, 3, C], [B, 3, C, 2] -> [B, T, 3 C].
+
+    What moves by less than rounding does is not made louder.
+    """
+    mean, deviation = stats[:, None, ..., 0], stats[:, None, ..., 1]
+    normalised = (blocks - mean) / jnp.maximum(deviation, LEAST_DEVIATION)
     return normalised.reshape(*blocks.shape[:2], -1)

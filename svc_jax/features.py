@@ -41,7 +41,7 @@ class Extracted:
     Attributes:
       features: f0_hz, loudness_db [B, T], asr_features [B, A, D].
       f0_confidence: [B, T] in [0, 1].
-      asr_stats: [B, 3, 2], mean and deviation of MFCC, delta, delta-delta.
+      asr_stats: [B, 3, 13, 2], mean and deviation of MFCC, delta, delta-delta.
     """
 
     features: Features
@@ -85,7 +85,7 @@ class FeatureExtractor:
           params: weights of the frozen networks.
           audio: [B, N], N a multiple of asr_hop_length.
           length: [B] real samples of the N, multiples of asr_hop_length; None for all.
-          asr_stats: [B, 3, 2] of the recordings these are cut from; None: their own.
+          asr_stats: [B, 3, 13, 2] of the recordings these are cut from; None: their own.
           viterbi: decode f0 by Viterbi; otherwise by argmax (for short segments).
 
         Returns:
@@ -169,7 +169,7 @@ class FeatureExtractor:
           params, audio, length, asr_stats: as in `extract`.
 
         Returns:
-          (dict of hidden, wide, logits [B, A, ...]; asr_stats [B, 3, 2]).
+          (dict of hidden, wide, logits [B, A, ...]; asr_stats [B, 3, 13, 2]).
         """
         length = self.heard_length(length)
         return self._read(params, self.hear(audio), length, asr_stats)
@@ -178,7 +178,9 @@ class FeatureExtractor:
         num_frames = None if length is None else 1 + length // dsp.MFCC_HOP
         blocks = dsp.deltas(dsp.mfcc(audio_16k, length), num_frames)
         if asr_stats is None:
-            asr_stats = dsp.mfcc_stats(blocks, num_frames)
+            asr_stats = dsp.mfcc_stats(
+                blocks, num_frames, self.wav2letter.per_coefficient
+            )
         activations = self.wav2letter.apply(
             {"params": params.wav2letter},
             dsp.normalise_mfcc(blocks, asr_stats),

@@ -162,14 +162,18 @@ class LongRecording:
         return np.concatenate(parts)
 
     def _mfcc_stats(self) -> np.ndarray:
-        """Means and deviations of the MFCCs and their derivatives, float32 [3, 2]."""
+        """Means and deviations of the MFCCs and their derivatives, float32 [3, 13, 2]."""
         total = squares = 0.0
         for *window, inside in self._windows(0, len(self._mfcc)):
             values = np.asarray(_deltas(*window), np.float64)[0, inside]
-            total += values.sum(axis=(0, 2))
-            squares += np.square(values).sum(axis=(0, 2))
-        mean = total / self._mfcc.size
-        variance = np.maximum(squares / self._mfcc.size - np.square(mean), 0)
+            total += values.sum(axis=0)
+            squares += np.square(values).sum(axis=0)
+        mean, square = total / len(self._mfcc), squares / len(self._mfcc)
+        if not self._extractor.wav2letter.per_coefficient:
+            mean[:], square[:] = (
+                x.mean(axis=-1, keepdims=True) for x in (mean, square)
+            )
+        variance = np.maximum(square - np.square(mean), 0)
         return np.stack([mean, np.sqrt(variance)], axis=-1).astype(np.float32)
 
     def _windows(self, first: int, last: int):

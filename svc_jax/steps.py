@@ -203,7 +203,7 @@ def perceptual_features(networks: Networks, objective, frozen, audio, asr_stats)
     Args:
       networks, objective, frozen: as in `train_step`.
       audio: [B, N], recorded or sung.
-      asr_stats: [B, 3, 2] of the recordings it is or imitates; with its own ones
+      asr_stats: [B, 3, 13, 2] of the recordings it is or imitates; with its own ones
         L_w2l would be blind to gain.
 
     Returns:

@@ -46,7 +46,7 @@ def find_dataset(config, workdir):
             "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
             " (data_pipeline.prepare makes one from recordings)."
         )
-    return data_dir, schema.Card.read(data_dir)
+    return data_dir, schema.Card.of_dataset(data_dir)
 
 
 def claim_dataset(config, workdir):

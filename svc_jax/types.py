@@ -49,7 +49,7 @@ class Batch:
       f0_hz: [B, T] in Hz, 0 where unvoiced.
       loudness_db: [B, T] in dB.
       asr_features: [B, A, D].
-      asr_stats: [B, 3, 2], mean and deviation of MFCC, delta and delta-delta over
+      asr_stats: [B, 3, 13, 2], mean and deviation of MFCC, delta and delta-delta over
         the recording that the segment was cut from.
       singer_id: [B] int32.
     """

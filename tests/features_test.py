@@ -82,7 +82,7 @@ def test_every_feature_is_on_its_grid(frozen, asr_layer, size):
     result = jax.eval_shape(functools.partial(extractor.extract, frozen), audio)
     assert extractor.asr_size == size
     assert jax.tree.map(lambda x: x.shape, result) == type(result)(
-        Features((2, 50), (2, 50), (2, 10, size)), (2, 50), (2, 3, 2)
+        Features((2, 50), (2, 50), (2, 10, size)), (2, 50), (2, 3, 13, 2)
     )
 
 
@@ -361,7 +361,7 @@ def test_anything_has_finite_features_and_is_sung(
     assert features.f0_hz.shape == features.loudness_db.shape == (length // 64,)
     assert result.f0_confidence.shape == (length // 64,)
     assert features.asr_features.shape == (length // 320, 8)
-    assert result.asr_stats.shape == (3, 2)
+    assert result.asr_stats.shape == (3, 13, 2)
     for leaf in jax.tree.leaves(result):
         assert leaf.dtype == np.float32 and np.isfinite(leaf).all()
     assert np.all((features.f0_hz == 0) | (features.f0_hz > 20))

@@ -28,16 +28,18 @@ def in_blocks(extractor, frozen, audio, seconds: int):
     return extracted, np.concatenate(list(long.content()))
 
 
-@pytest.fixture(scope="module", params=["yin", "crepe"])
+@pytest.fixture(scope="module", params=["yin", "yin, per coefficient", "crepe"])
 def networks(request, wav2letter_file):
     wav2letter = weights.wav2letter(wav2letter_file)
     crepe = None
     if request.param == "crepe":
         data = request.getfixturevalue("test_data")
         crepe = weights.crepe("tiny", data / "weights" / "model-tiny.h5.bz2")
-    extractor = builders.extractor(
-        FrameGeometry(), wav2letter.config, "wide", crepe and "tiny"
-    )
+    config = {
+        **wav2letter.config,
+        "per_coefficient": request.param.endswith("coefficient"),
+    }
+    extractor = builders.extractor(FrameGeometry(), config, "wide", crepe and "tiny")
     return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
 
 

@@ -24,6 +24,7 @@ class Wav2Letter(nn.Module):
       num_labels: labels, the blank included.
       kernels: of the layers before the wide ones; the first has stride 2.
       wide_kernel: of the first wide layer.
+      per_coefficient: which MFCCs it reads, see `dsp.mfcc_stats`.
       dropout: share of activations dropped, where a `dropout` key is given.
       normed: whether the input is scaled, and each layer but the last batch-normalised
         (arXiv 1502.03167), as suits training; `fold_norms` makes it a plain network.
@@ -34,6 +35,7 @@ class Wav2Letter(nn.Module):
     num_labels: int = len(LETTERS)
     kernels: Sequence[int] = (48, 7, 7, 7, 7, 7, 7, 7)
     wide_kernel: int = 32
+    per_coefficient: bool = False
     dropout: float = 0.0
     normed: bool = False
 

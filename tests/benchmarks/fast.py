@@ -155,8 +155,8 @@ def conversion():
         print(f"{name:34s} {seconds / SECONDS:.4f}")
 
 
-def update(config, phase: steps.Phase):
-    """A function that makes one update of a phase, from the same state every time."""
+def update(config, phase: steps.Phase, batch_size: int = TRAINING_BATCH):
+    """One update of a phase: (a function, what it takes)."""
     networks, frozen = build(config)
     extractor = networks.extractor
     geometry, optimizers = extractor.geometry, builders.run_optimizers(config)
@@ -164,22 +164,25 @@ def update(config, phase: steps.Phase):
     init = functools.partial(steps.init_state, networks, optimizers)
     state = jax.jit(init)(jax.random.key(0))
     features, noise = song(
-        geometry, extractor.asr_size, TRAINING_BATCH, geometry.segment_samples
+        geometry, extractor.asr_size, batch_size, geometry.segment_samples
     )
     batch = Batch(
         0.1 * noise.excitation,
         features.f0_hz,
         features.loudness_db,
         features.asr_features,
-        np.tile(np.float32([0, 1]), (TRAINING_BATCH, 3, 1)),
-        jnp.zeros(TRAINING_BATCH, jnp.int32),
+        np.tile(np.float32([0, 1]), (batch_size, 3, 13, 1)),
+        jnp.zeros(batch_size, jnp.int32),
     )
-    step = jax.jit(
-        functools.partial(steps.train_step, networks, optimizers, objective, phase)
-    )
+    step = functools.partial(steps.train_step, networks, optimizers, objective, phase)
     scales = {"pitch": 1.0, "content": 1.0}
-    arguments = (state, batch, frozen, scales, jax.random.key(1))
-    return lambda: jax.block_until_ready(step(*arguments))
+    return step, (state, batch, frozen, scales, jax.random.key(1))
+
+
+def again_and_again(step, arguments):
+    """A function that makes the update, from the same state every time."""
+    compiled = jax.jit(step)
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 def training():
@@ -189,7 +192,7 @@ def training():
         steps.Phase(adversarial=True, unaligned=True, mixup=True),
     ):
         configs = (fast.get_config(), multi.get_config("paper"))
-        updates = (update(config, phase) for config in configs)
+        updates = (again_and_again(*update(config, phase)) for config in configs)
         medians = timing.medians(*updates, repeats=3)
         ours, papers = (seconds / TRAINING_BATCH for seconds in medians)
         print(

@@ -7,6 +7,7 @@ of its cost) forward in float32, one second of audio, alternating with the same 
 in torch eager (medians). The part with torch needs `pip install torch`.
 """
 
+import functools
 import importlib.util
 import math
 import sys
@@ -22,10 +23,9 @@ from svc_jax.models.wavenet import WaveNet
 NUM_SAMPLES = 16_000
 
 
-def torch_wavenet(params, dilations, kernel_size):
-    """The WaveNet in torch's own layers, with the same weights, channels first."""
+def torch_weights(params) -> dict:
+    """Layers' weights for torch: name -> [C_out, C_in, K] and bias or None."""
     import torch
-    from torch.nn import functional
 
     def conv(layer):
         norm = np.sqrt(np.square(layer["direction"]).sum((0, 1)))
@@ -34,13 +34,19 @@ def torch_wavenet(params, dilations, kernel_size):
         bias = torch.from_numpy(np.array(layer["bias"])) if "bias" in layer else None
         return weight, bias
 
-    convs = {name: conv(layer.get("dilated", layer)) for name, layer in params.items()}
+    return {name: conv(layer.get("dilated", layer)) for name, layer in params.items()}
 
-    def apply(name, x, **kwargs):
-        weight, bias = convs[name]
-        return functional.conv1d(x, weight, bias, **kwargs)
 
-    def run(z, condition, voice):
+def torch_wavenet(dilations, kernel_size):
+    """The WaveNet in torch's own layers, channels first; weights as `torch_weights`."""
+    import torch
+    from torch.nn import functional
+
+    def run(convs, z, condition, voice):
+        def apply(name, x, **kwargs):
+            weight, bias = convs[name]
+            return functional.conv1d(x, weight, bias, **kwargs)
+
         x = apply("input", z)
         condition = torch.cat(
             [condition, voice[..., None].expand(-1, -1, condition.shape[-1])], 1
@@ -90,7 +96,10 @@ def main():
         return
     import torch
 
-    reference = torch_wavenet(params, tuple(config.dilations), config.kernel_size)
+    reference = functools.partial(
+        torch_wavenet(tuple(config.dilations), config.kernel_size),
+        torch_weights(params),
+    )
     z, condition, voice = map(torch.from_numpy, inputs)
     z, condition = (x.transpose(1, 2).contiguous() for x in (z, condition))
     with torch.inference_mode():

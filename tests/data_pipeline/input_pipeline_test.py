@@ -36,7 +36,7 @@ def record(number: int) -> dict:
         "loudness_db": -ramp[::64],
         # float16 holds whole numbers up to 2048.
         "asr_features": np.stack([0 * asr_frame + number, asr_frame], 1).astype("f2"),
-        "asr_stats": np.full((3, 2), number, np.float32),
+        "asr_stats": np.full((3, 13, 2), number, np.float32),
         "singer_id": number % 3,
         "recording": f"{number}",
         "position": 0,
@@ -101,7 +101,7 @@ def batches(folder, count: int, **changes) -> list[dict]:
 
 def numbers(found: list[dict]) -> list[int]:
     """The records in batches, in order."""
-    return [int(n) for batch in found for n in batch["asr_stats"][:, 0, 0]]
+    return [int(n) for batch in found for n in batch["asr_stats"][:, 0, 0, 0]]
 
 
 def starts(found: list[dict]) -> np.ndarray:
@@ -151,14 +151,14 @@ def test_batches_have_the_fields_and_shapes_of_a_batch(loader):
         "f0_hz": ((20, 10), "float32"),
         "loudness_db": ((20, 10), "float32"),
         "asr_features": ((20, 2, 2), "float32"),
-        "asr_stats": ((20, 3, 2), "float32"),
+        "asr_stats": ((20, 3, 13, 2), "float32"),
         "singer_id": ((20,), "int32"),
     }
 
 
 def test_crops_of_audio_and_features_are_of_the_same_place(loader):
     for batch in batches(loader, 15):
-        audio, number = batch["audio"], batch["asr_stats"][:, 0, 0]
+        audio, number = batch["audio"], batch["asr_stats"][:, 0, 0, 0]
         start = audio[:, :1] - STRIDE * number[:, None]
         assert (start % 320 == 0).all()
         np.testing.assert_array_equal(audio, audio[:, :1] + np.arange(640))
@@ -168,7 +168,7 @@ def test_crops_of_audio_and_features_are_of_the_same_place(loader):
             batch["asr_features"][..., 1], start / 320 + np.arange(2)
         )
         np.testing.assert_array_equal(batch["asr_features"][..., 0].T, [number] * 2)
-        np.testing.assert_array_equal(batch["asr_stats"][..., 0].T, [number] * 3)
+        np.testing.assert_array_equal(batch["asr_stats"][:, :, 0, 0].T, [number] * 3)
         np.testing.assert_array_equal(batch["singer_id"], number % 3)
 
 

@@ -86,6 +86,14 @@ def test_a_card_of_a_newer_contract_is_refused(tmp_path):
     assert f"version {newer} is newer than {schema.VERSION}; update" in line
 
 
+def test_records_of_an_older_contract_are_refused(tmp_path):
+    dataclasses.replace(card_of("alto"), version="1.0.0").write(tmp_path)
+    assert schema.Card.read(tmp_path).version == "1.0.0"  # as of a model
+    line = refusal(schema.Card.of_dataset, tmp_path)
+    assert "version 1.0.0" in line
+    assert line.endswith("prepare the recordings again.")
+
+
 def test_singers_are_numbered_in_the_order_of_the_card():
     card = card_of("treble", "alto", "bass")
     assert [card.singer_id(n) for n in ("treble", "alto", "bass")] == [0, 1, 2]
