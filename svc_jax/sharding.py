@@ -94,8 +94,14 @@ def make_mesh(num_model: int = 1) -> Mesh:
     Raises:
       UserError: if the devices cannot be divided so.
     """
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-    count, local = len(devices), jax.local_device_count()
+    return mesh_of(jax.devices(), num_model)
+
+
+def mesh_of(devices, num_model: int) -> Mesh:
+    """As `make_mesh`, of devices that may be elsewhere."""
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    count = len(devices)
+    local = sum(d.process_index == devices[0].process_index for d in devices)
     if count % num_model or (local % num_model and num_model % local):
         raise UserError(
             f"{count} devices, {local} a host, cannot be divided by config.num_model"

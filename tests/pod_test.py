@@ -5,8 +5,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -44,15 +47,20 @@ def local_pod(processes: int, devices: int, *flags: str, environment=QUICKLY):
     )
 
 
-def start(config, workdir, processes: int, devices: int, environment=QUICKLY):
-    """Trains by a pod of this machine; returns its metrics by step."""
+def flags_of(config, workdir) -> tuple[str, str]:
+    """What has svc_jax.train train by that config."""
     file = workdir.with_suffix(".py")
     file.write_text(
         "import json, ml_collections\n"
         "def get_config():\n"
         f"    return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n"
     )
-    flags = f"--config={file}", f"--workdir={workdir}"
+    return f"--config={file}", f"--workdir={workdir}"
+
+
+def start(config, workdir, processes: int, devices: int, environment=QUICKLY):
+    """Trains by a pod of this machine; returns its metrics by step."""
+    flags = flags_of(config, workdir)
     child = local_pod(processes, devices, *flags, environment=environment)
     assert child.returncode == 0, child.stderr[-3000:]
     return metrics_of(workdir)
@@ -164,6 +172,56 @@ def test_a_run_of_eight_devices_goes_on_with_fewer(tiny_config, tmp_path, device
         for name in whole[step].keys() - {"time"}:
             expected = pytest.approx(whole[step][name], rel=0.02)
             assert again[step][name] == expected, (step, name)
+
+
+@pytest.mark.proof
+def test_when_one_host_is_told_to_end_all_save_the_same_step(tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    config = tiny_config(**{**SMALLEST, "num_steps": 100_000}, **ALIGNED)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "svc_jax.train", *flags_of(config, workdir)]
+    command += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    hosts = [
+        subprocess.Popen(
+            [*command, f"--process_id={host}"],
+            env=os.environ | QUICKLY | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics_of(workdir)) >= 2):
+        assert all(host.poll() is None for host in hosts), hosts[0].communicate()[0]
+        time.sleep(0.1)
+    hosts[1].send_signal(signal.SIGTERM)
+    told = [host.communicate()[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], told
+    (saved,) = checkpoints.steps(workdir)
+    assert f"stopped at {saved}; resume with the same command" in told[0]
+
+
+@pytest.mark.proof
+def test_a_pod_goes_back_and_gives_up_as_one(tiny_config, tmp_path):
+    config = tiny_config(
+        **{
+            **SMALLEST,
+            "num_steps": 20,
+            "checkpoint_every": 1,
+            "optimizer.generator_learning_rate": 1e38,  # finite once
+            "guard.in_a_row": 2,
+            "guard.rollbacks": 1,
+        },
+        **ALIGNED,
+    )
+    child = local_pod(2, 1, *flags_of(config, tmp_path / "run"))
+    assert child.returncode == 2
+    assert "going back to step 1, to other batches" in child.stdout + child.stderr
+    assert "giving up after 1 rollbacks" in child.stderr
+    assert "Traceback" not in child.stderr
 
 
 @pytest.mark.proof
