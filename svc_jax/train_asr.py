@@ -145,16 +145,17 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
             done = step + 1
             last = done == config.num_steps
             stop = preempted(done)
+            due = last or done % config.checkpoint_every == 0
             if done % config.log_every == 0 or last:
                 values = jax.device_get(values)
                 metrics.check_finite(done, values)
                 writer.scalars(done, values)
-            if done % config.checkpoint_every == 0 or last or stop:
+            if due or stop:
                 checkpoints.save(manager, done, state)
             if stop and not last:
                 metrics.say(f"stopped at {done}; resume with the same command")
                 sys.exit(0)
-            if done % config.checkpoint_every == 0 or last:
+            if due:
                 params = asr_steps.plain_params(state, config.prior_scale)
                 for split, utterances in held_out.items():
                     rates = recognition.error_rates(
