@@ -22,7 +22,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     config.network.wide_channels = 512
     config.network.kernels = (12, 3, 3, 3)
     config.network.wide_kernel = 3
-    config.network.per_coefficient = True
+    config.network.per_coefficient = True  # see dsp.mfcc_stats
     config.prior_scale = 0.25  # see asr_steps.plain_params
     config.dropout = 0.0  # norms remember what dropout does, and miss it afterwards
     config.perturbation = ml_collections.ConfigDict()
@@ -48,6 +48,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         config.network.wide_channels = 64
         config.network.kernels = (12, 5, 5)
         config.network.wide_kernel = 5
+        # Of few voices in one room the spectrum as it is says more: 2 % errors for 11 %.
+        config.network.per_coefficient = False
         config.prior_scale = 0.0
         config.perturbation.pitch = 1.0
         config.perturbation.formants = 1.0

@@ -116,7 +116,7 @@ class Card:
         card = cls.read(folder)
         if _major(card.version) < _major(VERSION):
             raise UserError(
-                f"{folder}: its records are of version {card.version}, read are those of"
+                f"{folder}: its records are of version {card.version}, older than"
                 f" {VERSION}; prepare the recordings again."
             )
         return card

@@ -1,5 +1,7 @@
 """From a config to modules and optimisers; below this, no function sees a config."""
 
+import functools
+
 import jax.numpy as jnp
 
 from svc_jax import optimizers, steps
@@ -80,7 +82,10 @@ def discriminator(config):
 
 
 def wav2letter(config: dict) -> Wav2Letter:
-    """The content network that weights are for; their `labels` are not its business."""
+    """The content network that weights are for; {} is the published one's.
+
+    The weights' `labels` are not its business.
+    """
     fields = {key: value for key, value in config.items() if key != "labels"}
     return Wav2Letter(**_arguments(fields))
 
@@ -153,6 +158,18 @@ def objective(config) -> steps.Objective:
         fft_sizes=tuple(section.fft_sizes),
         content_layer=section.content_layer,
         ema_decay=config.optimizer.ema_decay,
+    )
+
+
+def train_step(config, networks: steps.Networks, optimizers, phase: steps.Phase):
+    """steps.train_step of a run in a phase, what is fixed for a compiled step given."""
+    return functools.partial(
+        steps.train_step,
+        networks,
+        optimizers,
+        objective(config),
+        phase,
+        accumulate=config.accumulate,
     )
 
 

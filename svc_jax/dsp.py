@@ -362,16 +362,19 @@ def mfcc_stats(blocks, num_frames=None, per_coefficient: bool = False):
     if num_frames is not None:
         weight = mask(num_frames, blocks.shape[1]) * weight
     weight = (weight / weight.sum(axis=1, keepdims=True))[..., None, None]
+    mean = jnp.sum(blocks * weight, axis=1)
+    variance = jnp.sum(jnp.square(blocks - mean[:, None]) * weight, axis=1)
+    stats = jnp.stack([mean, jnp.sqrt(variance)], axis=-1)
+    return stats if per_coefficient else block_stats(stats)
 
-    def mean_of(x):
-        mean = jnp.sum(x * weight, axis=1)
-        if per_coefficient:
-            return mean
-        return jnp.broadcast_to(mean.mean(axis=-1, keepdims=True), mean.shape)
 
-    mean = mean_of(blocks)
-    deviation = jnp.sqrt(mean_of(jnp.square(blocks - mean[:, None])))
-    return jnp.stack([mean, deviation], axis=-1)
+def block_stats(stats):
+    """Of the coefficients' own means and deviations their block's: [..., 3, C, 2]."""
+    mean, deviation = stats[..., 0], stats[..., 1]
+    of_block = mean.mean(axis=-1, keepdims=True)
+    square = jnp.square(deviation) + jnp.square(mean - of_block)
+    pair = of_block, jnp.sqrt(square.mean(axis=-1, keepdims=True))
+    return jnp.broadcast_to(jnp.stack(pair, axis=-1), stats.shape)
 
 
 def normalise_mfcc(blocks, stats):

@@ -67,6 +67,15 @@ class FeatureExtractor:
     asr_layer: str = "wide"
     f0_hop: int = 160
 
+    def init(self, rng) -> FrozenParams:
+        """Random weights, for shapes and speeds; what is sung by is read from files."""
+        rng_crepe, rng_asr = jax.random.split(rng)
+        crepe = (
+            self.crepe and self.crepe.init(rng_crepe, jnp.zeros((1, 1024)))["params"]
+        )
+        wav2letter = self.wav2letter.init(rng_asr, jnp.zeros((1, 20, 39)))["params"]
+        return FrozenParams(crepe, wav2letter)
+
     @property
     def asr_size(self) -> int:
         """D, the size of an ASR feature."""

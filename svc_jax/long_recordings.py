@@ -168,13 +168,12 @@ class LongRecording:
             values = np.asarray(_deltas(*window), np.float64)[0, inside]
             total += values.sum(axis=0)
             squares += np.square(values).sum(axis=0)
-        mean, square = total / len(self._mfcc), squares / len(self._mfcc)
-        if not self._extractor.wav2letter.per_coefficient:
-            mean[:], square[:] = (
-                x.mean(axis=-1, keepdims=True) for x in (mean, square)
-            )
-        variance = np.maximum(square - np.square(mean), 0)
-        return np.stack([mean, np.sqrt(variance)], axis=-1).astype(np.float32)
+        mean = total / len(self._mfcc)
+        variance = np.maximum(squares / len(self._mfcc) - np.square(mean), 0)
+        stats = np.stack([mean, np.sqrt(variance)], axis=-1).astype(np.float32)
+        if self._extractor.wav2letter.per_coefficient:
+            return stats
+        return np.asarray(dsp.block_stats(stats))
 
     def _windows(self, first: int, last: int):
         """Yields (MFCCs [1, n, 13], how many are real [1], those of a part of a span).

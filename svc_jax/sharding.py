@@ -162,6 +162,19 @@ def state_shardings(abstract_state, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(rule, abstract_state)
 
 
+def compiled_update(update, shardings, mesh: Mesh):
+    """An update under `jit`; a state takes the place of the one before.
+
+    Args:
+      update: (state, ...) -> (state, metrics).
+      shardings: of the state, from `state_shardings`.
+      mesh: that they are of.
+    """
+    return jax.jit(
+        update, out_shardings=(shardings, replicated(mesh)), donate_argnums=0
+    )
+
+
 def to_global(local_batch, mesh: Mesh):
     """This host's part of a batch -> arrays over all hosts, split over `data`."""
     sharding = batch_sharding(mesh)

@@ -96,6 +96,14 @@ class Phase:
         return ("aligned", *(name for name, on in chosen.items() if on))
 
 
+# Those of a run of several singers, in their order.
+PHASES = (
+    Phase(),
+    Phase(adversarial=True, unaligned=True),
+    Phase(adversarial=True, unaligned=True, mixup=True),
+)
+
+
 def phase_at(step: int, *, adversarial_from: int, mixup_from: int, num_singers: int):
     """The phase of an update (method.md, section 4).
 

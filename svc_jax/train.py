@@ -302,18 +302,8 @@ def _train_alone(config, workdir: pathlib.Path, span):
 
     @functools.cache
     def step_fn(phase):
-        return jax.jit(
-            functools.partial(
-                steps.train_step,
-                networks,
-                optimizers,
-                objective,
-                phase,
-                accumulate=config.accumulate,
-            ),
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            donate_argnums=0,
-        )
+        step = builders.train_step(config, networks, optimizers, phase)
+        return sharding.compiled_update(step, shardings, mesh)
 
     eval_fn = jax.jit(
         functools.partial(steps.eval_step, networks, objective),
@@ -407,13 +397,7 @@ def describe(config) -> str:
     """
     from data_pipeline import schema
     from svc_jax import builders, describe
-    from svc_jax.models.wav2letter import Wav2Letter
 
-    published = Wav2Letter()
-    wav2letter = {
-        "channels": published.channels,
-        "wide_channels": published.wide_channels,
-    }
     num_singers, layer = 2 if config.generator.embedding_size else 1, "wide"
     if config.data.dir:
         card = schema.Card.read(config.data.dir)
@@ -421,9 +405,7 @@ def describe(config) -> str:
         frozen, _ = load_frozen(config, card, config.data.dir)
         networks = builders.networks(config, num_singers, frozen)
     else:
-        extractor = builders.extractor(
-            builders.geometry(config), wav2letter, layer, "tiny"
-        )
+        extractor = builders.extractor(builders.geometry(config), {}, layer, "tiny")
         networks = builders.networks(config, num_singers, extractor)
     return describe.table(networks)
 

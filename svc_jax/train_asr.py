@@ -117,17 +117,14 @@ def _train_alone(config, workdir: pathlib.Path) -> pathlib.Path:
         checkpoints.preemption(manager) as preempted,
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
-        step_fn = jax.jit(
-            functools.partial(
-                asr_steps.train_step,
-                trained,
-                optimizer,
-                schedule,
-                config.augmentation.to_dict(),
-            ),
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            donate_argnums=0,
+        step = functools.partial(
+            asr_steps.train_step,
+            trained,
+            optimizer,
+            schedule,
+            config.augmentation.to_dict(),
         )
+        step_fn = sharding.compiled_update(step, shardings, mesh)
         first_step = int(state.step)
         batches = transcripts.train_batches(
             train_set,

@@ -29,6 +29,7 @@ LEVELS = (
         "svc_jax.doctor",
         "svc_jax.demo",
         "svc_jax.describe",
+        "svc_jax.hlo",
         "data_pipeline.prepare",
         "data_pipeline.graph",
         "data_pipeline.report",

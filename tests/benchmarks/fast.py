@@ -19,7 +19,6 @@ import numpy as np
 
 from configs import asr, fast, multi
 from svc_jax import builders, describe, steps
-from svc_jax.features import FrozenParams
 from svc_jax.types import Batch, Features, Noise
 
 SECONDS = 10
@@ -41,11 +40,7 @@ def build(config, f0_hop: int = 160):
     extractor = builders.extractor(
         builders.geometry(config), small_wav2letter(), "wide", "tiny", f0_hop
     )
-    rng = jax.random.key(0)
-    frozen = FrozenParams(
-        jax.jit(extractor.crepe.init)(rng, jnp.zeros((1, 1024)))["params"],
-        jax.jit(extractor.wav2letter.init)(rng, jnp.zeros((1, 20, 39)))["params"],
-    )
+    frozen = jax.jit(extractor.init)(jax.random.key(0))
     return builders.networks(config, NUM_SINGERS, extractor), frozen
 
 
@@ -186,11 +181,7 @@ def again_and_again(step, arguments):
 
 
 def training():
-    for phase in (
-        steps.Phase(),
-        steps.Phase(adversarial=True, unaligned=True),
-        steps.Phase(adversarial=True, unaligned=True, mixup=True),
-    ):
+    for phase in steps.PHASES:
         configs = (fast.get_config(), multi.get_config("paper"))
         updates = (again_and_again(*update(config, phase)) for config in configs)
         medians = timing.medians(*updates, repeats=3)

@@ -14,7 +14,6 @@ import sys
 
 import features
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs import multi
@@ -66,8 +65,8 @@ def torch_wavenet(dilations, kernel_size):
     return run
 
 
-def main():
-    config = multi.get_config(*sys.argv[1:2]).generator
+def wavenet(config):
+    """The WaveNet of config.generator, random parameters, and a second to sing."""
     network = WaveNet(
         config.channels,
         config.gate_channels,
@@ -81,10 +80,14 @@ def main():
         (1, NUM_SAMPLES, 3 * config.context_channels),
         (1, config.embedding_size),
     )
-    inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    params = jax.device_get(
-        jax.jit(network.init)(jax.random.key(0), *map(jnp.asarray, inputs))["params"]
-    )
+    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    params = jax.jit(network.init)(jax.random.key(0), *inputs)["params"]
+    return network, jax.device_get(params), inputs
+
+
+def main():
+    config = multi.get_config(*sys.argv[1:2]).generator
+    network, params, inputs = wavenet(config)
     forward = jax.jit(lambda params, *x: network.apply({"params": params}, *x))
 
     def ours():

@@ -1,15 +1,17 @@
 """Cost of a training step on this machine, and of what surrounds it.
 
-  python tests/benchmarks/training.py [run] [compile] [torch]
+  python tests/benchmarks/training.py [run] [compile] [depth] [torch]
 
 `run` trains configs/multi.py:demo and reads what it says of itself: how long a step
 waits for its batch, and how much longer than the others a step is that saves.
 `compile` is the first compilation of the paper's step in each phase, for one segment.
+`depth` is the WaveNet's forward pass and its gradients, for 10 layers and for 30.
 `torch` is an update of a WaveNet and its discriminator by spectra and judges, in turns
 with Parallel WaveGAN's step of the same layers, losses and optimisers in torch eager;
 needs `pip install torch`.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 
-import fast as whole
+import fast
 import features as timing
 import generator
 import jax
@@ -26,17 +28,11 @@ import numpy as np
 
 from configs import multi
 from svc_jax import builders, losses, optimizers, steps
-from svc_jax.models.wavenet import WaveNet
 from svc_jax.types import NetworkState
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAVE_EVERY = 10
 WARM = 20  # steps that compile and fill caches
-PHASES = (
-    steps.Phase(),
-    steps.Phase(adversarial=True, unaligned=True),
-    steps.Phase(adversarial=True, unaligned=True, mixup=True),
-)
 
 
 def run():
@@ -67,12 +63,31 @@ def run():
 
 def compilation():
     config = multi.get_config("paper")
-    for phase in PHASES:
-        step, arguments = whole.update(config, phase, batch_size=1)
+    for phase in steps.PHASES:
+        step, arguments = fast.update(config, phase, batch_size=1)
         started = time.perf_counter()
         jax.jit(step).lower(*arguments).compile()
         seconds = time.perf_counter() - started
         print(f"{'+'.join(phase.passes):34s} {seconds:.0f} s")
+
+
+def depth():
+    config = multi.get_config("paper").generator
+    for count in (10, 30):
+        config.dilations = (1,) * count
+        network, params, inputs = generator.wavenet(config)
+
+        def power(params, network=network, inputs=inputs):
+            return (network.apply({"params": params}, *inputs) ** 2).mean()
+
+        functions = [
+            functools.partial(
+                lambda f, p: jax.block_until_ready(f(p)), jax.jit(f), params
+            )
+            for f in (power, jax.grad(power))
+        ]
+        forward, gradients = timing.medians(*functions, repeats=3)
+        print(f"{count} layers: forward {forward:.2f} s, gradients {gradients:.2f} s")
 
 
 def our_step(wavenet, judge, config, params, inputs, real):
@@ -200,28 +215,12 @@ def torch_step(config, params, inputs, real):
 
 def against_torch():
     config = multi.get_config("paper")
-    section = config.generator
-    wavenet = WaveNet(
-        section.channels,
-        section.gate_channels,
-        section.skip_channels,
-        section.kernel_size,
-        tuple(section.dilations),
-    )
+    wavenet, params, inputs = generator.wavenet(config.generator)
     judge = builders.discriminator(config)
-    num_samples = config.geometry.segment_samples
-    rng = np.random.default_rng(0)
-    shapes = (
-        (1, num_samples, 1),
-        (1, num_samples, 3 * section.context_channels),
-        (1, section.embedding_size),
-    )
-    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    real = 0.1 * rng.standard_normal((1, num_samples), np.float32)
-    params = [
-        jax.device_get(jax.jit(network.init)(jax.random.key(0), *given)["params"])
-        for network, given in ((wavenet, inputs), (judge, [real]))
-    ]
+    rng = np.random.default_rng(1)
+    real = 0.1 * rng.standard_normal((1, generator.NUM_SAMPLES), np.float32)
+    judge_params = jax.jit(judge.init)(jax.random.key(0), real)["params"]
+    params = params, jax.device_get(judge_params)
     ours = our_step(wavenet, judge, config, params, inputs, real)
     theirs = torch_step(config, params, inputs, real)
     mine, other = timing.medians(ours, theirs)
@@ -229,7 +228,7 @@ def against_torch():
 
 
 def main():
-    parts = {"run": run, "compile": compilation, "torch": against_torch}
+    parts = {"run": run, "compile": compilation, "depth": depth, "torch": against_torch}
     for name in sys.argv[1:] or parts:
         parts[name]()
 

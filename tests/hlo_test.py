@@ -1,0 +1,55 @@
+"""What is read from the text of compiled programs."""
+
+from svc_jax import hlo
+
+# As XLA prints them, shortened: a loop of seven turns and a sum over the chips.
+PROGRAM = """\
+HloModule jit_f, is_scheduled=true
+
+FileNames
+1 "/there/svc_jax/steps.py"
+2 "/elsewhere/jax/numpy.py"
+
+FunctionNames
+1 "train_step"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=12 end_line=12 column=2 end_column=2}
+2 {file_name_id=2 function_name_id=1 line=345 end_line=345 column=2 end_column=2}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=1}
+
+
+%body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %fusion.1 = f32[256]{0} fusion(%p), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/tanh" stack_frame_id=2}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %tuple.1 = (s32[], f32[256]{0}) tuple(%p, %fusion.1)
+}
+
+%condition (p: (s32[], f32[256])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[] compare(%p, %constant.1), direction=LT
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %while.1 = (s32[], f32[256]{0}) while(%tuple), condition=%condition, body=%body
+  %copy.1 = f32[256]{0} copy(%x), backend_config={"window_config":{"estimated_cycles":"30"}}
+  %fusion.2 = f32[256]{0} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul" stack_frame_id=1}, backend_config={"window_config":{"estimated_cycles":"5"}}
+  ROOT %all-reduce.1 = (f32[256,2]{1,0}, bf16[8]{0}) all-reduce(%x, %y), channel_id=2, to_apply=%add
+}
+"""
+
+
+def test_what_a_loop_repeats_is_counted_as_often():
+    found = hlo.operations(PROGRAM)
+    assert sum(one.cycles for one in found) == 7 * 100 + 30 + 5
+
+
+def test_costs_are_summed_over_the_lines_of_svc_jax():
+    rows = hlo.costliest(hlo.operations(PROGRAM))
+    assert rows == [("steps.py:12", 705, "jit(f)/tanh"), ("%copy.1", 30, "%copy.1")]
+
+
+def test_what_crosses_between_chips_is_counted_with_its_bytes():
+    assert hlo.collectives(PROGRAM) == {"all-reduce": (1, 256 * 2 * 4 + 8 * 2)}
