@@ -337,7 +337,9 @@ def deltas(coefficients, num_frames=None):
     batch, total, _ = coefficients.shape
     num_frames = jnp.full(batch, total) if num_frames is None else num_frames
     extra = max(0, DELTA_WIDTH - total)
-    x = jnp.pad(coefficients, ((0, 0), (0, extra), (0, 0)), mode="edge")
+    x = coefficients
+    if extra:
+        x = jnp.pad(x, ((0, 0), (0, extra), (0, 0)), mode="edge")
     x = hold_last(x, num_frames)
     fitted = jnp.maximum(num_frames, DELTA_WIDTH)
     delta = _savitzky_golay(x, 1, 1, fitted)[:, :total]
