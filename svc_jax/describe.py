@@ -1,6 +1,5 @@
 """A table of a run's networks: parameters, receptive fields, cost, rates."""
 
-import dataclasses
 import math
 
 import jax
@@ -21,8 +20,11 @@ def multiply_adds(jaxpr) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
 
-    def visit(jaxpr, times=1):
+    def visit(jaxpr, times=1, outer=()):
         for equation in jaxpr.eqns:
+            # A name with a dot is a method's, not a module's.
+            names = str(equation.source_info.name_stack).split("/")
+            scopes = outer + tuple(x for x in names if x and "." not in x)
             name = equation.primitive.name
             if name == "conv_general_dilated":
                 kernel = equation.invars[1].aval.shape
@@ -41,12 +43,10 @@ def multiply_adds(jaxpr) -> dict[str, int]:
                 # The last branch of what depends on the platform is the plain form.
                 branches = equation.params.get("branches", ())[-1:]
                 for value in (*equation.params.values(), *branches):
-                    if isinstance(value, jax.extend.core.ClosedJaxpr):
-                        visit(value.jaxpr, times * repeats)
+                    inner = getattr(value, "jaxpr", value)
+                    if isinstance(inner, jax.extend.core.Jaxpr):
+                        visit(inner, times * repeats, scopes)
                 continue
-            # A name with a dot is a method's, not a module's.
-            scopes = str(equation.source_info.name_stack).split("/")
-            scopes = [scope for scope in scopes if "." not in scope]
             # The first scope is the module itself, the second its part.
             part = scopes[1] if len(scopes) > 1 else ""
             counts[part] = counts.get(part, 0) + times * count
@@ -85,9 +85,6 @@ def table(networks: steps.Networks) -> str:
     Returns:
       Lines of text.
     """
-    # What a layer computes again would hide its name.
-    generator = networks.generator.clone(remat=None)
-    networks = dataclasses.replace(networks, generator=generator)
     extractor = networks.extractor
     geometry = extractor.geometry
     seconds = geometry.segment_samples / geometry.sample_rate

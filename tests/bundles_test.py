@@ -436,7 +436,7 @@ def test_an_untrained_model_sings_differently(model):
         lambda a, b: bool(np.any(a != b)), before.params, model.params
     )
     assert changed["singers"]["embedding"]
-    assert changed["wavenet"]["layer0"]["dilated"]["direction"]
+    assert changed["wavenet"]["layers"]["layer0"]["gate"]["dilated"]["direction"]
     assert np.abs(sung(before) - sung(model)).max() > 1e-2
     assert before.card == model.card
 

@@ -3,6 +3,7 @@
 Their parameters are float32; they compute in the type of what they are given.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -21,11 +22,18 @@ def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
     `padding` is (before, after); by default what keeps the length at stride 1. It is
     explicit because "SAME" with dilation is mistranslated by ONNX exporters.
     """
-    if kernel.shape[0] == stride == 1 and padding is None:
+    if padding is not None:
+        return _convolve(x, kernel, dilation, stride, padding)
+    if kernel.shape[0] == stride == 1:
         return x @ kernel[0]  # whose gradients are faster than a convolution's
-    if padding is None:
-        reach = dilation * (kernel.shape[0] - 1)
-        padding = (reach // 2, reach - reach // 2)
+    reach = dilation * (kernel.shape[0] - 1)
+    padding = (reach // 2, reach - reach // 2)
+    if stride > 1:
+        return _convolve(x, kernel, dilation, stride, padding)
+    return _keep_length(x, kernel, dilation, padding)
+
+
+def _convolve(x, kernel, dilation, stride, padding):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -34,6 +42,38 @@ def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
         rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _keep_length(x, kernel, dilation, padding):
+    """A convolution whose gradients are fast in a loop, too.
+
+    XLA's CPU compiler brings convolutions into the form that its fast code wants, but
+    not those in the body of a loop, of which the gradients' are then ten times as slow.
+    """
+    return _convolve(x, kernel, dilation, 1, padding)
+
+
+def _keep_length_forward(x, kernel, dilation, padding):
+    return _keep_length(x, kernel, dilation, padding), (x, kernel)
+
+
+def _keep_length_backward(dilation, padding, kept, gradient):
+    x, kernel = kept
+    turned = jnp.flip(kernel, axis=0).swapaxes(1, 2)
+    padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
+    taps = [
+        lax.slice_in_dim(padded, start, start + x.shape[1], axis=1)
+        for start in range(0, dilation * kernel.shape[0], dilation)
+    ]
+    of_kernel = [jnp.einsum("bni,bno->io", tap, gradient) for tap in taps]
+    return (
+        _convolve(gradient, turned, dilation, 1, padding[::-1]),
+        jnp.stack(of_kernel).astype(kernel.dtype),
+    )
+
+
+_keep_length.defvjp(_keep_length_forward, _keep_length_backward)
 
 
 class Conv(nn.Module):
@@ -147,6 +187,77 @@ def rematerialised(layer: Callable, policy: Callable | None) -> Callable:
     return nn.remat(layer, policy=policy) if policy else layer
 
 
+def cycle_length(dilations: Sequence[int]) -> int:
+    """Of the shortest cycle that dilations repeat: (1, 2, 1, 2) -> 2."""
+    dilations = tuple(dilations)
+    for length in range(1, len(dilations) + 1):
+        cycle, rest = dilations[:length], len(dilations) % length
+        if not rest and cycle * (len(dilations) // length) == dilations:
+            return length
+    return 0
+
+
+class DilatedLayers(nn.Module):
+    """Layers of one kind, one after the other; a loop over the cycles of dilations.
+
+    The loop's body is one cycle: it is compiled once, and its end is where XLA's CPU
+    compiler stops; of layers in a row it fuses the sums of all residuals before a layer
+    into that layer, whose cost is quadratic.
+
+    Attributes:
+      layer: dilation -> a module of (carry, *given) -> carry.
+      dilations: of the layers.
+      remat: a policy of REMAT.
+    """
+
+    layer: Callable[[int], nn.Module]
+    dilations: Sequence[int]
+    remat: Callable | None = None
+
+    @nn.compact
+    def __call__(self, carry, *given):
+        """A tree of arrays, and arrays that every layer is given -> the tree."""
+        length = cycle_length(self.dilations)
+        layers = [self.layer(dilation) for dilation in self.dilations[:length]]
+        params = [
+            self.param(f"layer{k}", _initialiser(layers[k % length]), carry, *given)
+            for k in range(len(self.dilations))
+        ]
+        cycles = [params[k : k + length] for k in range(0, len(params), length)]
+
+        def cycle(carry, params):
+            for layer, layer_params in zip(layers, params, strict=True):
+                apply = layer.apply
+                if self.remat:
+                    apply = jax.checkpoint(apply, policy=self.remat)
+                carry = apply({"params": layer_params}, carry, *given)
+            return carry, None
+
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *cycles)
+        return lax.scan(cycle, carry, stacked)[0]
+
+
+def _initialiser(layer: nn.Module) -> Callable:
+    return lambda rng, *args: layer.init(rng, *args)["params"]
+
+
+class ContextLayer(nn.Module):
+    """Residual layer of a gated dilated convolution."""
+
+    channels: int
+    gate_channels: int
+    kernel_size: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, channels] -> the same."""
+        gated = GatedLayer(
+            self.gate_channels, self.kernel_size, self.dilation, name="gate"
+        )(x)
+        return x + Conv(self.channels, name="residual")(gated)
+
+
 class ContextStack(nn.Module):
     """Looks around in one feature: residual layers of gated dilated convolutions."""
 
@@ -160,19 +271,10 @@ class ContextStack(nn.Module):
     def __call__(self, x):
         """[B, T, C_in] -> [B, T, channels]."""
         x = Conv(self.channels, name="input")(x)
-        for index, dilation in enumerate(self.dilations):
-
-            def layer(stack, x, index=index, dilation=dilation):
-                gated = GatedLayer(
-                    stack.gate_channels,
-                    stack.kernel_size,
-                    dilation,
-                    name=f"layer{index}",
-                )(x)
-                return x + Conv(stack.channels, name=f"residual{index}")(gated)
-
-            x = rematerialised(layer, self.remat)(self, x)
-        return x
+        layer = functools.partial(
+            ContextLayer, self.channels, self.gate_channels, self.kernel_size
+        )
+        return DilatedLayers(layer, self.dilations, self.remat, name="layers")(x)
 
 
 def receptive_field(kernel_size: int, dilations: Sequence[int]) -> int:

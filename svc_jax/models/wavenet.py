@@ -1,5 +1,6 @@
 """The paper's generator: context stacks and a non-causal WaveNet (method.md, 2)."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +14,11 @@ from svc_jax.geometry import FrameGeometry
 from svc_jax.models.layers import (
     ContextStack,
     Conv,
+    DilatedLayers,
     GatedLayer,
     Upsample,
     VoiceTable,
     receptive_field,
-    rematerialised,
 )
 from svc_jax.types import Features, Noise
 
@@ -160,6 +161,30 @@ class WaveNetGenerator(nn.Module):
         return max(contexts) + receptive_field(self.kernel_size, self.dilations) // 2
 
 
+class WaveNetLayer(nn.Module):
+    """One layer of the WaveNet: the condition enters the gate (PWG v1)."""
+
+    channels: int
+    gate_channels: int
+    skip_channels: int
+    kernel_size: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, carry, condition, voice):
+        """(x [B, N, channels], sum of skips [B, N, skip_channels]) -> the same."""
+        x, skips = carry
+        told = ConditionProjection(self.gate_channels, name="condition")(
+            condition, voice
+        )
+        gated = GatedLayer(
+            self.gate_channels, self.kernel_size, self.dilation, name="gate"
+        )(x, told)
+        skips = skips + Conv(self.skip_channels, name="skip")(gated)
+        residual = Conv(self.channels, name="residual")(gated)
+        return (residual + x) * math.sqrt(0.5), skips
+
+
 class WaveNet(nn.Module):
     """Non-causal WaveNet on noise; the condition enters every layer (PWG v1)."""
 
@@ -174,22 +199,16 @@ class WaveNet(nn.Module):
     def __call__(self, z, condition, voice):
         """[B, N, 1], [B, N, C], [B, E] -> [B, N]."""
         x = Conv(self.channels, name="input")(z)
-        skips = 0.0
-        for index, dilation in enumerate(self.dilations):
-
-            def layer(net, x, condition, voice, index=index, dilation=dilation):
-                projected = ConditionProjection(
-                    net.gate_channels, name=f"condition{index}"
-                )(condition, voice)
-                gated = GatedLayer(
-                    net.gate_channels, net.kernel_size, dilation, name=f"layer{index}"
-                )(x, projected)
-                skip = Conv(net.skip_channels, name=f"skip{index}")(gated)
-                residual = Conv(net.channels, name=f"residual{index}")(gated)
-                return (residual + x) * math.sqrt(0.5), skip
-
-            x, skip = rematerialised(layer, self.remat)(self, x, condition, voice)
-            skips += skip
+        skips = jnp.zeros((*x.shape[:-1], self.skip_channels), x.dtype)
+        layer = functools.partial(
+            WaveNetLayer,
+            self.channels,
+            self.gate_channels,
+            self.skip_channels,
+            self.kernel_size,
+        )
+        layers = DilatedLayers(layer, self.dilations, self.remat, name="layers")
+        _, skips = layers((x, skips), condition, voice)
         x = nn.relu(skips * math.sqrt(1.0 / len(self.dilations)))
         x = nn.relu(Conv(self.skip_channels, name="output0")(x))
         return Conv(1, name="output1")(x)[..., 0]

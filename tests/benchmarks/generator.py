@@ -33,7 +33,10 @@ def torch_weights(params) -> dict:
         bias = torch.from_numpy(np.array(layer["bias"])) if "bias" in layer else None
         return weight, bias
 
-    return {name: conv(layer.get("dilated", layer)) for name, layer in params.items()}
+    named = {name: layer for name, layer in params.items() if name != "layers"}
+    for layer, parts in params.get("layers", {}).items():
+        named |= {f"{layer}/{name}": part for name, part in parts.items()}
+    return {name: conv(layer.get("dilated", layer)) for name, layer in named.items()}
 
 
 def torch_wavenet(dilations, kernel_size):
@@ -53,12 +56,12 @@ def torch_wavenet(dilations, kernel_size):
         skips = 0.0
         for index, dilation in enumerate(dilations):
             padding = dilation * (kernel_size - 1) // 2
-            gate = apply(f"layer{index}", x, dilation=dilation, padding=padding)
-            gate = gate + apply(f"condition{index}", condition)
+            gate = apply(f"layer{index}/gate", x, dilation=dilation, padding=padding)
+            gate = gate + apply(f"layer{index}/condition", condition)
             a, b = gate.chunk(2, 1)
             gate = torch.tanh(a) * torch.sigmoid(b)
-            skips = skips + apply(f"skip{index}", gate)
-            x = (x + apply(f"residual{index}", gate)) * math.sqrt(0.5)
+            skips = skips + apply(f"layer{index}/skip", gate)
+            x = (x + apply(f"layer{index}/residual", gate)) * math.sqrt(0.5)
         x = torch.relu(skips * math.sqrt(1 / len(dilations)))
         return apply("output1", torch.relu(apply("output0", x)))[:, 0]
 

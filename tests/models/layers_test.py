@@ -9,11 +9,15 @@ import pytest
 import scipy.stats
 
 from svc_jax.models.layers import (
+    REMAT,
+    ContextLayer,
     ContextStack,
     Conv,
+    DilatedLayers,
     GatedLayer,
     Upsample,
     convolve,
+    cycle_length,
     receptive_field,
 )
 
@@ -66,6 +70,34 @@ def test_convolve_is_the_sum_over_taps(kernel_size, dilation, stride, padding):
     options = {"dilation": dilation, "stride": stride, "padding": padding}
     result = jax.jit(functools.partial(convolve, **options))(x, kernel)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 4), (5, 16), (4, 3)]
+)
+def test_the_gradients_of_convolve_are_what_it_is_linear_in(kernel_size, dilation):
+    x, kernel = normal(2, 23, 3), normal(kernel_size, 3, 5, seed=1)
+    weights = normal(2, 23, 5, seed=2)
+    reach = dilation * (kernel_size - 1)
+
+    def weighted(x, kernel):
+        return jnp.sum(weights * convolve(x, kernel, dilation=dilation))
+
+    def looped(x, kernel):
+        before, after = reach // 2, reach - reach // 2
+        return np.sum(
+            weights * looped_convolution(x, kernel, dilation, 1, before, after)
+        )
+
+    of_x, of_kernel = jax.jit(jax.grad(weighted, (0, 1)))(x, kernel)
+    for seed in range(3, 8):
+        x_step, kernel_step = (
+            normal(*x.shape, seed=seed),
+            normal(*kernel.shape, seed=seed),
+        )
+        expected = looped(x_step, kernel), looped(x, kernel_step)
+        slopes = np.sum(of_x * x_step), np.sum(of_kernel * kernel_step)
+        np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -186,6 +218,50 @@ def test_a_context_stack_sees_its_receptive_field_to_both_sides(dilations):
     reach = sum(dilations)
     assert (seen.min(), seen.max()) == (30 - reach, 30 + reach)
     assert receptive_field(3, dilations) == 1 + 2 * reach
+
+
+@pytest.mark.parametrize("policy", REMAT)
+@pytest.mark.parametrize("dilations", [(1, 2, 1, 2, 1, 2), (1, 2, 4), (2, 2, 2)])
+def test_a_loop_over_cycles_is_its_layers_one_after_the_other(dilations, policy):
+    def layer(dilation):
+        return ContextLayer(4, 8, 3, dilation)
+
+    module, x = DilatedLayers(layer, dilations, REMAT[policy]), normal(2, 31, 4)
+    params = built(module, x)
+    assert list(params) == [f"layer{index}" for index in range(len(dilations))]
+
+    def in_a_row(params, x):
+        for index, dilation in enumerate(dilations):
+            x = layer(dilation).apply({"params": params[f"layer{index}"]}, x)
+        return x
+
+    def looped(params, x):
+        return module.apply({"params": params}, x)
+
+    def sum_of_squares(run):
+        return jax.jit(
+            jax.value_and_grad(lambda *args: jnp.sum(run(*args) ** 2), argnums=(0, 1))
+        )
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3),
+        sum_of_squares(looped)(params, x),
+        sum_of_squares(in_a_row)(params, x),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dilations", "length"),
+    [
+        ([2**k for k in range(10)] * 3, 10),
+        ([1, 2] * 8, 2),
+        ([1, 1, 1], 1),
+        ([1, 2, 1], 3),
+        ([1, 2, 1, 2, 1], 5),
+    ],
+)
+def test_a_cycle_is_the_shortest_that_is_repeated(dilations, length):
+    assert cycle_length(dilations) == length
 
 
 @pytest.mark.parametrize(
