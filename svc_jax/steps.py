@@ -9,7 +9,8 @@ whose features it sings, and a voice:
              singer, a mixture of two voices; from that singing's features the source's
              own singer must restore the source: every loss.
 
-The passes of a step are stacked along the batch and run at once.
+The passes of a step are run at once, those of an example side by side in the batch, so
+that a batch that is split over devices stays where it is.
 """
 
 import dataclasses
@@ -241,9 +242,17 @@ def feature_scales(networks: Networks, objective, frozen, batch: Batch):
     }
 
 
-def _repeat(x, times: int):
-    """Copies along the batch: [B, ...] -> [times * B, ...]."""
-    return jnp.tile(x, (times,) + (1,) * (x.ndim - 1))
+def side_by_side(passes):
+    """Passes in one batch: P trees of leaves [B, ...] -> leaves [B * P, ...]."""
+    return jax.tree.map(
+        lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *passes
+    )
+
+
+def apart(x, count: int) -> list:
+    """Undoes `side_by_side` of an array: [B * P, ...] -> P arrays [B, ...]."""
+    x = x.reshape(-1, count, *x.shape[1:])
+    return [x[:, row] for row in range(count)]
 
 
 def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: dict):
@@ -265,18 +274,20 @@ def fidelity_terms(networks, objective, frozen, scales, batch: Batch, passes: di
         networks,
         objective,
         frozen,
-        jnp.concatenate(list(passes.values())),
-        _repeat(batch.asr_stats, count),
+        side_by_side(passes.values()),
+        jnp.repeat(batch.asr_stats, count, axis=0),
     )
     terms = {
         name: count
-        * losses.feature_distance(value, _repeat(real[name], count), scales[name])
+        * losses.feature_distance(
+            value, jnp.repeat(real[name], count, axis=0), scales[name]
+        )
         for name, value in fake.items()
     }
     truthful = with_truth(passes)
     terms["spectral"] = len(truthful) * losses.spectral_loss(
-        jnp.concatenate([passes[name] for name in truthful]),
-        _repeat(batch.audio, len(truthful)),
+        side_by_side([passes[name] for name in truthful]),
+        jnp.repeat(batch.audio, len(truthful), axis=0),
         objective.fft_sizes,
     )
     return terms
@@ -300,31 +311,31 @@ def matching_term(judge, discriminator_params, batch: Batch, names, fake_judges)
       discriminator_params: of the discriminator.
       batch: what was sung.
       names: of the passes.
-      fake_judges: of the passes, stacked along the batch.
+      fake_judges: of the passes, side by side.
     """
     rows = [names.index(name) for name in with_truth(names)]
 
     def truthful(x):
-        stacked = x.reshape(len(names), -1, *x.shape[1:])
-        return stacked[jnp.asarray(rows)].reshape(-1, *x.shape[1:])
+        passes = apart(x, len(names))
+        return side_by_side([passes[row] for row in rows])
 
     real_judges = jax.lax.stop_gradient(judge(discriminator_params, batch.audio))
     return len(rows) * losses.feature_matching(
-        jax.tree.map(lambda x: _repeat(x, len(rows)), real_judges),
+        jax.tree.map(lambda x: jnp.repeat(x, len(rows), axis=0), real_judges),
         jax.tree.map(truthful, fake_judges),
     )
 
 
 def parts_of(tree, passes: int, count: int):
-    """Splits a batch for accumulation: [P * B, ...] -> [count, P * B / count, ...].
+    """Splits a batch for accumulation: [B * P, ...] -> [count, B * P / count, ...].
 
-    A part takes every count-th example of each pass, so that a batch that is split over
-    devices needs no exchange.
+    A part takes every count-th example, so that a batch that is split over devices
+    needs no exchange.
     """
 
     def split(x):
-        x = x.reshape(passes, -1, count, *x.shape[1:])
-        return jnp.moveaxis(x, 2, 0).reshape(count, -1, *x.shape[3:])
+        x = x.reshape(-1, count, passes, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0).reshape(count, -1, *x.shape[3:])
 
     return jax.tree.map(split, tree)
 
@@ -436,10 +447,8 @@ def train_step(
             back_translated(networks, state.generator.params, frozen, batch, rng_mixup)
         )
         singers.append(batch.singer_id)
-    features = jax.tree.map(lambda *x: jnp.concatenate(x), *sources)
-    noise = draw_noise(rng_noise, len(names) * batch_size, num_samples)
-
-    sung = (features, jnp.concatenate(singers), noise)
+    noise = draw_noise(rng_noise, batch_size * len(names), num_samples)
+    sung = (side_by_side(sources), side_by_side(singers), noise)
     sung = parts_of(sung, len(names), accumulate)
     batches = parts_of(batch, 1, accumulate)
 
@@ -459,7 +468,7 @@ def train_step(
         return len(names) * loss
 
     def generator_loss(fake, batch, discriminator_params):
-        passes = dict(zip(names, jnp.split(fake, len(names)), strict=True))
+        passes = dict(zip(names, apart(fake, len(names)), strict=True))
         terms = fidelity_terms(networks, objective, frozen, scales, batch, passes)
         if phase.adversarial:
             judges = judge(discriminator_params, fake)

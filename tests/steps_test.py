@@ -271,7 +271,7 @@ def test_matching_is_asked_of_the_passes_with_a_truth(state, batch, frozen, scal
 
     @jax.jit
     def term(*passes):
-        judges = judge(params, jnp.concatenate(passes))
+        judges = judge(params, steps.side_by_side(passes))
         return steps.matching_term(judge, params, batch, names, judges)
 
     found = float(term(aligned, unaligned, mixup))
@@ -319,9 +319,13 @@ def test_parts_of_a_batch_learn_what_the_whole_does(
 
 
 def test_a_part_holds_every_pass_of_its_examples():
-    stacked = {"row": jnp.asarray([0, 1, 2, 3, 10, 11, 12, 13])}  # two passes of four
+    passes = jnp.arange(4), jnp.arange(10, 14)
+    stacked = steps.side_by_side(passes)
+    assert stacked.tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
+    for there, back in zip(passes, steps.apart(stacked, 2), strict=True):
+        np.testing.assert_array_equal(back, there)
     parts = steps.parts_of(stacked, 2, 2)
-    assert parts["row"].tolist() == [[0, 2, 10, 12], [1, 3, 11, 13]]
+    assert parts.tolist() == [[0, 10, 2, 12], [1, 11, 3, 13]]
 
 
 @pytest.mark.parametrize("generator", ["wavenet", "source_filter"])
