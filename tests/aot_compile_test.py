@@ -43,7 +43,8 @@ def test_gradients_and_metrics_alone_cross_between_chips(
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     config = tiny_config(batch_size=4)
     mesh = sharding.mesh_of(topology.devices, 1)
-    program, _ = aot_compile.compiled_step(config, steps.PHASES[-1], mesh, 2)
+    traced = aot_compile.traced_step(config, steps.PHASES[-1], mesh, 2)
+    program = traced.lower().compile()
     found = hlo.collectives(program.as_text())
     assert set(found) == {"all-reduce"}
     (state, *_), _ = program.args_info
