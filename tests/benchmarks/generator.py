@@ -34,8 +34,13 @@ def torch_weights(params) -> dict:
         return weight, bias
 
     named = {name: layer for name, layer in params.items() if name != "layers"}
-    for layer, parts in params.get("layers", {}).items():
-        named |= {f"{layer}/{name}": part for name, part in parts.items()}
+    layers = params.get("layers", {})
+    for k, parts in enumerate(layers.values()):
+        cycles = len(parts["skip"]["bias"])
+        for cycle in range(cycles):
+            own = jax.tree.map(lambda x, cycle=cycle: x[cycle], parts)
+            index = cycle * len(layers) + k
+            named |= {f"layer{index}/{name}": part for name, part in own.items()}
     return {name: conv(layer.get("dilated", layer)) for name, layer in named.items()}
 
 

@@ -228,11 +228,16 @@ def test_a_loop_over_cycles_is_its_layers_one_after_the_other(dilations, policy)
 
     module, x = DilatedLayers(layer, dilations, REMAT[policy]), normal(2, 31, 4)
     params = built(module, x)
-    assert list(params) == [f"layer{index}" for index in range(len(dilations))]
+    length = cycle_length(dilations)
+    assert list(params) == [f"layer{index}" for index in range(length)]
 
     def in_a_row(params, x):
         for index, dilation in enumerate(dilations):
-            x = layer(dilation).apply({"params": params[f"layer{index}"]}, x)
+            own = jax.tree.map(
+                lambda stacked, index=index: stacked[index // length],
+                params[f"layer{index % length}"],
+            )
+            x = layer(dilation).apply({"params": own}, x)
         return x
 
     def looped(params, x):
