@@ -211,6 +211,9 @@ def restore(workdir, step: int, abstract_state, shardings=None):
       step: of the checkpoint.
       abstract_state: shapes and types, of what of the state is wanted.
       shardings: of every leaf; None for this machine's first device.
+
+    Raises:
+      UserError: if it does not hold what is wanted.
     """
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -220,15 +223,28 @@ def restore(workdir, step: int, abstract_state, shardings=None):
         abstract_state,
         shardings,
     )
+    path = _folder(workdir) / str(step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(
-            _folder(workdir) / str(step) / "default",
+        found = checkpointer.restore(
+            path / "default",
             args=ocp.args.PyTreeRestore(
                 target,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                 partial_restore=True,
             ),
         )
+    missing = [
+        jax.tree_util.keystr(name, simple=True, separator="/")
+        for name, leaf in jax.tree_util.tree_leaves_with_path(found)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
+    if missing:
+        raise UserError(
+            f"{path}: holds no {missing[0]} ({len(missing)} of the wanted arrays are"
+            " missing); another version of svc_jax wrote it: go on with that one, or"
+            " train anew in another workdir."
+        )
+    return found
 
 
 def begin(checkpoints: ocp.CheckpointManager, init, rng, mesh):

@@ -109,6 +109,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_saved_anew(run, capsys):
     assert_is_of(begin(run), 3)
 
 
+def test_a_checkpoint_of_other_arrays_is_refused_by_name(run):
+    wanted = {**jax.eval_shape(init, 0), "bias": jax.ShapeDtypeStruct((3,), "float32")}
+    with pytest.raises(
+        UserError, match="checkpoints/2: holds no bias .1 of the wanted"
+    ):
+        checkpoints.restore(run, 2, wanted)
+
+
 def test_a_run_never_starts_anew_because_all_is_damaged(run):
     for step in (1, 2):
         flip(run / "checkpoints" / str(step) / "default" / "manifest.ocdbt")
