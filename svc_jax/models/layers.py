@@ -188,7 +188,7 @@ def rematerialised(layer: Callable, policy: Callable | None) -> Callable:
 
 
 def cycle_length(dilations: Sequence[int]) -> int:
-    """Of the shortest cycle that dilations repeat: (1, 2, 1, 2) -> 2."""
+    """Of the shortest cycle that dilations repeat: (1, 2, 1, 2) -> 2; of none, 0."""
     dilations = tuple(dilations)
     for length in range(1, len(dilations) + 1):
         cycle, rest = dilations[:length], len(dilations) % length
@@ -218,6 +218,8 @@ class DilatedLayers(nn.Module):
     @nn.compact
     def __call__(self, carry, *given):
         """A tree of arrays, and arrays that every layer is given -> the tree."""
+        if not self.dilations:
+            return carry
         length = cycle_length(self.dilations)
         count = len(self.dilations) // length
         layers = [self.layer(dilation) for dilation in self.dilations[:length]]

@@ -204,7 +204,7 @@ def test_a_gate_multiplies_tanh_of_one_half_by_a_sigmoid_of_the_other():
     np.testing.assert_allclose(apply(module, params, x), unconditioned, atol=1e-6)
 
 
-@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4), (3, 1, 1, 2)])
+@pytest.mark.parametrize("dilations", [(), (1,), (1, 2, 4), (3, 1, 1, 2)])
 def test_a_context_stack_sees_its_receptive_field_to_both_sides(dilations):
     module, x = ContextStack(4, 8, 3, dilations), normal(1, 61, 2)
     params = built(module, x)
