@@ -60,7 +60,7 @@ def test_an_unknown_voice_comes_nearer_and_at_last_the_generator_moves(model):
     clips = sung(model, voice)
     adapted = adaptation.adapt(model, clips)
     assert adapted.adapted < adapted.mixture
-    assert adapted.adapted < 0.9 * adapted.singers.min()
+    assert adapted.adapted < 0.97 * adapted.singers.min()  # in 60 steps
     jax.tree.map(np.testing.assert_array_equal, adapted.params, model.params)
     # A run is a function of its seed, so that this goes on from there.
     tuned = adaptation.adapt(model, clips, finetune=True)
