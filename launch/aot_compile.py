@@ -74,11 +74,13 @@ def report(config, phase, mesh, chip: str, num_singers: int) -> dict:
 
     ghz, peak, memory = CHIPS[chip]
     started = time.perf_counter()
-    program = traced_step(config, phase, mesh, num_singers).lower().compile()
+    traced = traced_step(config, phase, mesh, num_singers)
+    program = traced.lower().compile()
     compile_seconds = time.perf_counter() - started
-    plain = config.copy_and_resolve_references()
-    plain.remat = "none"  # what is computed again is no use of the chip
-    traced = traced_step(plain, phase, mesh, num_singers)
+    if config.remat != "none":  # what is computed again is no use of the chip
+        plain = config.copy_and_resolve_references()
+        plain.remat = "none"
+        traced = traced_step(plain, phase, mesh, num_singers)
     count = sum(describe.multiply_adds(traced.jaxpr).values())
     text = program.as_text()
     found = hlo.operations(text)

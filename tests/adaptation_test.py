@@ -29,7 +29,7 @@ def few_steps(monkeypatch):
 def model(request, model_of):
     """A model whose voices differ, which fresh parameters are not made for."""
     model = model_of(request.param)
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(5)
 
     def shaken(x):
         return np.asarray(x + 0.2 * rng.standard_normal(x.shape), np.float32)
@@ -60,7 +60,7 @@ def test_an_unknown_voice_comes_nearer_and_at_last_the_generator_moves(model):
     clips = sung(model, voice)
     adapted = adaptation.adapt(model, clips)
     assert adapted.adapted < adapted.mixture
-    assert adapted.adapted < 0.97 * adapted.singers.min()  # in 60 steps
+    assert adapted.adapted < 0.9 * adapted.singers.min()
     jax.tree.map(np.testing.assert_array_equal, adapted.params, model.params)
     # A run is a function of its seed, so that this goes on from there.
     tuned = adaptation.adapt(model, clips, finetune=True)

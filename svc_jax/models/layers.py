@@ -182,11 +182,6 @@ REMAT = {
 }
 
 
-def rematerialised(layer: Callable, policy: Callable | None) -> Callable:
-    """A function of a module and arrays whose inside is computed again where asked."""
-    return nn.remat(layer, policy=policy) if policy else layer
-
-
 def cycle_length(dilations: Sequence[int]) -> int:
     """Of the shortest cycle that dilations repeat: (1, 2, 1, 2) -> 2; of none, 0."""
     dilations = tuple(dilations)
@@ -241,12 +236,12 @@ class DilatedLayers(nn.Module):
 
 def _stacked_init(layer: nn.Module, count: int) -> Callable:
     def init(rng, *args):
-        return layer.init(rng, *args)["params"]
+        def one(rng):
+            return layer.init(rng, *args)["params"]
 
-    def stacked(rng, *args):
-        return jax.vmap(lambda rng: init(rng, *args))(jax.random.split(rng, count))
+        return jax.vmap(one)(jax.random.split(rng, count))
 
-    return stacked
+    return init
 
 
 class ContextLayer(nn.Module):

@@ -22,7 +22,7 @@ from svc_jax.models.frames import (
     RunningSum,
     standardise,
 )
-from svc_jax.models.layers import VoiceTable, rematerialised
+from svc_jax.models.layers import VoiceTable
 from svc_jax.types import Features, Noise
 
 REFERENCE_HZ = 220.0  # log f0 is counted from here
@@ -150,7 +150,9 @@ class SourceFilterGenerator(nn.Module):
         x = self.prosody(jnp.concatenate(prosody, axis=-1))
         x = standardise(x + jnp.repeat(content, repeats, axis=1)).astype(self.dtype)
         for block in self.blocks:
-            call = rematerialised(type(block).__call__, self.remat)
+            call = type(block).__call__
+            if self.remat:
+                call = nn.remat(call, policy=self.remat)
             x, real = call(block, x, voice, real)
         return standardise(x.astype(jnp.float32)), real
 

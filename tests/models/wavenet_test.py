@@ -55,7 +55,7 @@ def embed_and_sing(module, singer_id, features, noise):
 
 def random_params(init, *args):
     """Parameters away from the special values they start at, of the shapes of init's."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(2)
 
     def draw(path, leaf):
         kind = path[-1].key.rstrip("0123456789")
@@ -188,7 +188,7 @@ def test_the_generator_computes_what_the_method_says(num_singers):
         expected = float64_generator(
             module, wide[0], of_row[0], table[singer], of_row[1]
         )
-        assert np.std(expected) > 0.005
+        assert np.std(expected) > 0.02
         np.testing.assert_allclose(audio[row], expected, atol=1e-5)
 
 
@@ -341,8 +341,7 @@ FAR_SIGHTED = {
 
 @pytest.mark.parametrize("fields", FAR_SIGHTED.values(), ids=FAR_SIGHTED)
 def test_no_input_beyond_the_stated_context_is_seen(fields):
-    # So many channels that not all ReLUs are shut.
-    module = SMALL.clone(skip_channels=16, **fields)
+    module = SMALL.clone(**fields)
     features, noise = inputs(module, 62, 31)
     # The phase of a sine sums up all of f0 before it; that is not asked here.
     features = features.replace(f0_hz=np.zeros_like(features.f0_hz))
