@@ -5,7 +5,8 @@
 `run` trains configs/multi.py:demo and reads what it says of itself: how long a step
 waits for its batch, and how much longer than the others a step is that saves.
 `compile` is the first compilation of the paper's step in each phase, for one segment.
-`depth` is the WaveNet's forward pass and its gradients, for 10 layers and for 30.
+`depth` is the WaveNet's forward pass and its gradients, for its first 10 layers and for
+all 30.
 `torch` is an update of a WaveNet and its discriminator by spectra and judges, in turns
 with Parallel WaveGAN's step of the same layers, losses and optimisers in torch eager;
 needs `pip install torch`.
@@ -73,8 +74,9 @@ def compilation():
 
 def depth():
     config = multi.get_config("paper").generator
+    dilations = config.dilations
     for count in (10, 30):
-        config.dilations = (1,) * count
+        config.dilations = dilations[:count]
         network, params, inputs = generator.wavenet(config)
 
         def power(params, network=network, inputs=inputs):
