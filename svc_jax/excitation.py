@@ -101,7 +101,7 @@ def frame_advance(f0_hz, following_hz, *, sample_rate: int, hop_length: int):
       hop_length: in samples.
 
     Returns:
-      [B, T] uint32, in 2^-32 turns modulo one turn.
+      [B, T] int32, in 2^-32 turns modulo one turn.
     """
     scale = 2**32 * hop_length / sample_rate
     # Shares of the two ends in an interval's sum, between voiced frames and at an edge.
@@ -115,7 +115,7 @@ def frame_advance(f0_hz, following_hz, *, sample_rate: int, hop_length: int):
 
 
 def to_turns(units):
-    """uint32 in 2^-32 turns -> float32 turns, [0, 1]."""
+    """int32 in 2^-32 turns -> float32 turns, [-0.5, 0.5]."""
     return units.astype(jnp.float32) * 2.0**-32
 
 
@@ -123,7 +123,7 @@ def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
     """Phase of the sine before each frame, without drift.
 
     Every frame interval advances by a whole number of 2^-32 turns, added modulo one
-    turn in uint32. (float32 modulo 1 drifts 0.05 rad in an hour.)
+    turn as int32 wraps. (float32 modulo 1 drifts 0.05 rad in an hour.)
 
     Args:
       f0_hz: [B, T] in Hz, 0 where unvoiced.
@@ -131,20 +131,23 @@ def frame_phase(f0_hz, *, sample_rate: int, hop_length: int):
       hop_length: in samples.
 
     Returns:
-      [B, T] in turns, [0, 1].
+      [B, T] in turns, [-0.5, 0.5].
     """
     advance = frame_advance(
         f0_hz, _following(f0_hz), sample_rate=sample_rate, hop_length=hop_length
     )
-    return to_turns(jnp.cumsum(advance, axis=1, dtype=jnp.uint32) - advance)
+    return to_turns(jnp.cumsum(advance, axis=1, dtype=jnp.int32) - advance)
 
 
 def _units(hz, scale: float):
-    """round(hz * scale) modulo 2^32 within 1, uint32; hz in float32 is too coarse."""
+    """round(hz * scale) modulo 2^32 within 1, int32; hz in float32 is too coarse.
+
+    `scale` is below 2^31: a frame is shorter than half a second.
+    """
     whole = jnp.floor(hz)
     rest = whole * (scale - int(scale)) + (hz - whole) * scale
-    whole_units = whole.astype(jnp.uint32) * jnp.uint32(int(scale) % 2**32)
-    return whole_units + jnp.round(rest).astype(jnp.uint32)
+    whole_units = whole.astype(jnp.int32) * jnp.int32(int(scale))
+    return whole_units + jnp.round(rest).astype(jnp.int32)
 
 
 def excitation_phase(f0_hz, *, sample_rate: int, hop_length: int):

@@ -38,8 +38,8 @@ def main(_, flags):
     card = model_card.text(model, name, statement, metrics, files)
     contents = {bundles.README: card.encode()}
     kept = bundles.rounded(model, flags.dtype)
-    if "stablehlo" in flags.format:
-        contents[programs.STABLEHLO] = programs.stablehlo(kept)
+    for name in flags.format:
+        contents[f"generator.{name}"] = getattr(programs, name)(kept)
     bundles.save(
         model,
         flags.workdir,
@@ -68,8 +68,9 @@ def define_flags():
     flags.DEFINE_multi_enum(
         "format",
         [],
-        ["stablehlo"],
-        "Beside the parameters: stablehlo, a program of JAX for CPU, CUDA and TPU.",
+        ["stablehlo", "onnx"],
+        "Beside the parameters: stablehlo, a program of JAX for CPU, CUDA and TPU; onnx,"
+        " a graph that runs without JAX, written by jax2onnx.",
     )
     flags.DEFINE_bool(
         "no_frozen", False, "Leave CREPE and Wav2Letter out; the card says whence."

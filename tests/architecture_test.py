@@ -49,6 +49,7 @@ LEVELS = (
         "svc_jax.adaptation",
         "svc_jax.parity",
         "svc_jax.programs",
+        "svc_jax.onnx_graphs",
         "svc_jax.model_card",
         "svc_jax.sharding",
         "svc_jax.checkpoints",

@@ -116,14 +116,53 @@ def test_a_program_sings_any_length_in_any_voice(model_of, name):
     assert np.abs(expected).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["wavenet", "source_filter"])
+def test_a_graph_sings_any_length_in_any_voice(model_of, name):
+    pytest.importorskip("jax2onnx")
+    import onnxruntime
+
+    model = model_of(name)
+    session = onnxruntime.InferenceSession(programs.onnx(model))
+    features, _, noise = parity.inputs(model, 11)
+    voice, _ = synthesis.voice_of(model, {"alto": 0.2, "bass": 0.8})
+    (found,) = session.run(
+        ["audio"],
+        {
+            "f0_hz": features.f0_hz,
+            "loudness_db": features.loudness_db,
+            "asr_features": features.asr_features,
+            "weights": np.array([[0.2, 0.8]], np.float32),
+            "z": noise.z,
+            "noise": noise.excitation,
+            "phase": noise.phase,
+        },
+    )
+    expected = np.asarray(parity.singing(model)(features, voice, noise))
+    assert found.shape == expected.shape == (1, 11 * 320)
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_graph_needs_jax2onnx(start, model_workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    flags = [f"--workdir={model_workdir}", f"--output={tmp_path / 'choir'}"]
+    code, _, err = start(export, *flags, "--format=onnx")
+    assert code == 2
+    assert err.startswith("error: ONNX needs jax2onnx")
+    assert "pip install --no-deps jax2onnx" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 def test_a_program_that_sings_differently_is_refused(
-    start, model_workdir, tmp_path, monkeypatch
+    start, model_workdir, tmp_path, monkeypatch, form
 ):
+    if form == "onnx":
+        pytest.importorskip("jax2onnx")
     monkeypatch.setattr(parity, "distance", lambda *_: 2e-4)
     flags = [f"--workdir={model_workdir}", f"--output={tmp_path / 'choir'}"]
-    code, _, err = start(export, *flags, "--format=stablehlo")
+    code, _, err = start(export, *flags, f"--format={form}")
     assert code == 2
-    assert err.startswith("error: generator.stablehlo would differ from the model by")
+    assert err.startswith(f"error: generator.{form} would differ from the model by")
     assert not list(tmp_path.iterdir())
 
 

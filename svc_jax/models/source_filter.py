@@ -117,7 +117,7 @@ class SourceFilterGenerator(nn.Module):
         return audio.reshape(batch_size, -1)
 
     def source(self, f0_hz, noise: Noise, real):
-        """Spectra of the pulse train, or sine, and of the noise: [B, T, F] each."""
+        """Spectra of the pulse train, or sine, and of the noise: [B, T, 2 F] each."""
         batch_size, total = f0_hz.shape
         f0_hz = self.next_f0(f0_hz[..., None])[..., 0]
         f0_hz, following_hz = f0_hz[:, :total], f0_hz[:, 1 : total + 1]
@@ -157,15 +157,16 @@ class SourceFilterGenerator(nn.Module):
         return standardise(x.astype(jnp.float32)), real
 
     def filtered(self, x, pulses, noises):
-        """[B, T, channels] and the source's spectra -> the singing's [B, T, F]."""
+        """[B, T, channels] and the source's spectra -> the singing's [B, T, 2 F]."""
         filters = jnp.split(self.filters(x), 4, axis=-1)
         pulse_gain, pulse_phase, noise_gain, noise_phase = filters
 
         def shape(spectra, log_gain, phase):
+            real, imaginary = jnp.split(spectra, 2, axis=-1)
             gain = jnp.exp(jnp.minimum(log_gain, MAX_LOG_GAIN))
-            return spectra * jax.lax.complex(
-                gain * jnp.cos(phase), gain * jnp.sin(phase)
-            )
+            along, across = gain * jnp.cos(phase), gain * jnp.sin(phase)
+            turned = real * along - imaginary * across
+            return jnp.concatenate([turned, real * across + imaginary * along], axis=-1)
 
         return shape(pulses, pulse_gain, pulse_phase) + shape(
             noises, noise_gain, noise_phase
