@@ -13,6 +13,7 @@ def paper_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts of a batch that are computed one after the other
     config.precision = "float32"  # or bfloat16: of the layers; the losses are float32
     config.remat = "none"  # or dots, full: what the backward pass computes again
+    config.convolution = "auto"  # direct or product, as is faster on the device
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = ""  # a dataset made by data_pipeline.prepare

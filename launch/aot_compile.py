@@ -181,6 +181,8 @@ def main(_, flags):
     mesh = sharding.mesh_of(topology.devices, config.num_model)
     config.unlock()
     config.batch_size = flags.batch_per_chip * mesh.shape["data"]
+    if config.convolution == "auto":
+        config.convolution = "product"  # as on a TPU
     found = []
     print(f"{flags.topology}: {mesh.size} chips, batch {config.batch_size}", flush=True)
     for phase in steps.PHASES:

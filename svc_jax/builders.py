@@ -1,7 +1,9 @@
 """From a config to modules and optimisers; below this, no function sees a config."""
 
+import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from svc_jax import optimizers, steps
@@ -10,7 +12,7 @@ from svc_jax.features import FeatureExtractor
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.crepe import Crepe
 from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminator
-from svc_jax.models.layers import REMAT
+from svc_jax.models.layers import CONVOLUTIONS, REMAT
 from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
@@ -115,13 +117,26 @@ def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Net
     """All modules of a run, as they compute in training.
 
     Raises:
-      UserError: for a name that config.precision or config.remat cannot have.
+      UserError: for a name that config.precision, config.remat or config.convolution
+        cannot have.
     """
-    dtype = _named(PRECISIONS, "precision", config.precision)
-    remat = _named(REMAT, "remat", config.remat)
+    on_tpu = jax.default_backend() == "tpu"
+    convolutions = {"auto": CONVOLUTIONS["product" if on_tpu else "direct"]}
+    computed = {
+        "dtype": _named(PRECISIONS, "precision", config.precision),
+        "remat": _named(REMAT, "remat", config.remat),
+        "convolution": _named(
+            convolutions | CONVOLUTIONS, "convolution", config.convolution
+        ),
+    }
+
+    def computing(module):
+        fields = {field.name for field in dataclasses.fields(module)}
+        return module.clone(**{k: v for k, v in computed.items() if k in fields})
+
     return steps.Networks(
-        generator(config, num_singers).clone(dtype=dtype, remat=remat),
-        discriminator(config).clone(dtype=dtype),
+        computing(generator(config, num_singers)),
+        computing(discriminator(config)),
         extractor,
     )
 

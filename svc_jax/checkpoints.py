@@ -42,6 +42,7 @@ HARMLESS = (
     "num_model",
     "accumulate",
     "remat",
+    "convolution",
 )
 CHECKSUMS = "checksums.json"  # sha256 of every file of a checkpoint
 TRASH, DAMAGED = "trash", "damaged"

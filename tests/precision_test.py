@@ -11,6 +11,7 @@ from svc_jax.errors import UserError
 
 WAV2LETTER = {"channels": 4, "wide_channels": 6, "kernels": (6, 3), "wide_kernel": 4}
 CONFIGS = {"wavenet": multi, "source_filter": fast}
+AUDIO = jax.ShapeDtypeStruct((1, 16_000), np.float32)
 
 
 def networks(name: str, **changes) -> steps.Networks:
@@ -72,10 +73,9 @@ def test_generators_multiply_in_bfloat16_and_keep_float32_weights(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_discriminators_multiply_in_bfloat16(name):
     judge = networks(name, precision="bfloat16").discriminator
-    audio = jnp.zeros((1, 16_000))
-    variables = jax.eval_shape(judge.init, jax.random.key(0), audio)
+    variables = jax.eval_shape(judge.init, jax.random.key(0), AUDIO)
     assert {x.dtype.name for x in jax.tree.leaves(variables)} == {"float32"}
-    program = jax.make_jaxpr(judge.apply)(variables, audio)
+    program = jax.make_jaxpr(judge.apply)(variables, AUDIO)
     kinds = {
         equation.invars[0].aval.dtype.name
         for equation in equations(program.jaxpr)
@@ -134,7 +134,26 @@ def test_remat_changes_no_gradient():
     )
 
 
-@pytest.mark.parametrize("key", ["precision", "remat"])
+def test_networks_multiply_as_the_config_says():
+    def primitives(form):
+        nets = networks("wavenet", convolution=form)
+        variables = jax.eval_shape(nets.discriminator.init, jax.random.key(0), AUDIO)
+        programs = (
+            jax.make_jaxpr(singing(nets))(abstract_params(nets)),
+            jax.make_jaxpr(nets.discriminator.apply)(variables, AUDIO),
+        )
+        return [
+            equation.primitive.name
+            for program in programs
+            for equation in equations(program.jaxpr)
+        ]
+
+    assert primitives("direct").count("conv_general_dilated") > 10
+    assert "conv_general_dilated" not in primitives("product")
+    assert primitives("auto") == primitives("direct")  # there is no TPU here
+
+
+@pytest.mark.parametrize("key", ["precision", "remat", "convolution"])
 def test_unknown_choices_are_refused(key):
     with pytest.raises(UserError, match=f"config.{key} is 'int3'; choose one of"):
         networks("wavenet", **{key: "int3"})

@@ -5,14 +5,15 @@ logits. The first axis of a map is the batch. Layers compute in the `dtype` of t
 discriminator; spectra are float32.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from svc_jax import dsp
-from svc_jax.models.layers import Conv, receptive_field
+from svc_jax.models.layers import Conv, convolve, receptive_field
 
 
 class WaveNetDiscriminator(nn.Module):
@@ -22,17 +23,21 @@ class WaveNetDiscriminator(nn.Module):
     kernel_size: int = 3
     dilations: Sequence[int] = (1, 1, 2, 3, 4, 5, 6, 7, 8, 1)
     dtype: Any = jnp.float32
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, audio):
         """[B, N] -> one judge: maps [B, N, channels], logits [B, N, 1]."""
         x = audio[..., None].astype(self.dtype)
+        conv = functools.partial(
+            Conv, kernel_size=self.kernel_size, convolution=self.convolution
+        )
         maps = []
         for index, dilation in enumerate(self.dilations[:-1]):
-            x = Conv(self.channels, self.kernel_size, dilation, name=f"layer{index}")(x)
+            x = conv(self.channels, dilation=dilation, name=f"layer{index}")(x)
             x = nn.leaky_relu(x, 0.2)
             maps.append(x)
-        logits = Conv(1, self.kernel_size, self.dilations[-1], name="output")(x)
+        logits = conv(1, dilation=self.dilations[-1], name="output")(x)
         return [[*maps, logits]]
 
     def receptive_field(self) -> int:

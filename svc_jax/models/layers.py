@@ -26,8 +26,7 @@ def convolve(x, kernel, *, dilation: int = 1, stride: int = 1, padding=None):
         return _convolve(x, kernel, dilation, stride, padding)
     if kernel.shape[0] == stride == 1:
         return x @ kernel[0]  # whose gradients are faster than a convolution's
-    reach = dilation * (kernel.shape[0] - 1)
-    padding = (reach // 2, reach - reach // 2)
+    padding = _around(kernel, dilation)
     if stride > 1:
         return _convolve(x, kernel, dilation, stride, padding)
     return _keep_length(x, kernel, dilation, padding)
@@ -61,12 +60,10 @@ def _keep_length_forward(x, kernel, dilation, padding):
 def _keep_length_backward(dilation, padding, kept, gradient):
     x, kernel = kept
     turned = jnp.flip(kernel, axis=0).swapaxes(1, 2)
-    padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
-    taps = [
-        lax.slice_in_dim(padded, start, start + x.shape[1], axis=1)
-        for start in range(0, dilation * kernel.shape[0], dilation)
+    of_kernel = [
+        jnp.einsum("bni,bno->io", tap, gradient)
+        for tap in _taps(x, kernel, dilation, padding)
     ]
-    of_kernel = [jnp.einsum("bni,bno->io", tap, gradient) for tap in taps]
     return (
         _convolve(gradient, turned, dilation, 1, padding[::-1]),
         jnp.stack(of_kernel).astype(kernel.dtype),
@@ -74,6 +71,32 @@ def _keep_length_backward(dilation, padding, kept, gradient):
 
 
 _keep_length.defvjp(_keep_length_forward, _keep_length_backward)
+
+
+def convolve_as_product(x, kernel, *, dilation: int = 1):
+    """`convolve` that keeps the length, as one matrix product of shifted inputs.
+
+    TPUs are built for matrix products: there it is faster by XLA's estimate
+    (launch/PERFORMANCE.md), on CPUs slower.
+    """
+    taps = _taps(x, kernel, dilation, _around(kernel, dilation))
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+CONVOLUTIONS = {"direct": convolve, "product": convolve_as_product}
+
+
+def _around(kernel, dilation: int) -> tuple[int, int]:
+    """Padding before and after that keeps the length."""
+    reach = dilation * (kernel.shape[0] - 1)
+    return reach // 2, reach - reach // 2
+
+
+def _taps(x, kernel, dilation: int, padding) -> list:
+    """What each tap of a kernel is multiplied with: [B, N, C_in] for each."""
+    padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
+    starts = range(0, dilation * kernel.shape[0], dilation)
+    return [lax.slice_in_dim(padded, n, n + x.shape[1], axis=1) for n in starts]
 
 
 class Conv(nn.Module):
@@ -87,12 +110,13 @@ class Conv(nn.Module):
     kernel_size: int = 1
     dilation: int = 1
     use_bias: bool = True
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, x):
         """[B, N, C_in] -> [B, N, channels]."""
         kernel = self.normalised_kernel(x.shape[-1]).astype(x.dtype)
-        x = convolve(x, kernel, dilation=self.dilation)
+        x = self.convolution(x, kernel, dilation=self.dilation)
         return x + self.bias().astype(x.dtype) if self.use_bias else x
 
     def normalised_kernel(self, in_channels: int):
@@ -164,11 +188,18 @@ class GatedLayer(nn.Module):
     gate_channels: int
     kernel_size: int
     dilation: int
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, x, condition=0.0):
         """[B, N, C], [B, N or 1, gate_channels] -> [B, N, gate_channels // 2]."""
-        x = Conv(self.gate_channels, self.kernel_size, self.dilation, name="dilated")(x)
+        x = Conv(
+            self.gate_channels,
+            self.kernel_size,
+            self.dilation,
+            convolution=self.convolution,
+            name="dilated",
+        )(x)
         filtered, gate = jnp.split(x + condition, 2, axis=-1)
         return jnp.tanh(filtered) * nn.sigmoid(gate)
 
@@ -251,12 +282,17 @@ class ContextLayer(nn.Module):
     gate_channels: int
     kernel_size: int
     dilation: int
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, x):
         """[B, T, channels] -> the same."""
         gated = GatedLayer(
-            self.gate_channels, self.kernel_size, self.dilation, name="gate"
+            self.gate_channels,
+            self.kernel_size,
+            self.dilation,
+            self.convolution,
+            name="gate",
         )(x)
         return x + Conv(self.channels, name="residual")(gated)
 
@@ -269,13 +305,18 @@ class ContextStack(nn.Module):
     kernel_size: int
     dilations: Sequence[int]
     remat: Callable | None = None
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, x):
         """[B, T, C_in] -> [B, T, channels]."""
         x = Conv(self.channels, name="input")(x)
         layer = functools.partial(
-            ContextLayer, self.channels, self.gate_channels, self.kernel_size
+            ContextLayer,
+            self.channels,
+            self.gate_channels,
+            self.kernel_size,
+            convolution=self.convolution,
         )
         return DilatedLayers(layer, self.dilations, self.remat, name="layers")(x)
 

@@ -18,6 +18,7 @@ from svc_jax.models.layers import (
     GatedLayer,
     Upsample,
     VoiceTable,
+    convolve,
     receptive_field,
 )
 from svc_jax.types import Features, Noise
@@ -40,6 +41,7 @@ class WaveNetGenerator(nn.Module):
       num_harmonics: of the sine beside its fundamental; 0 is the paper.
       dtype: of what the layers compute; the sine and the audio are float32.
       remat: a policy of `layers.REMAT`.
+      convolution: one of `layers.CONVOLUTIONS`, of the dilated ones.
     """
 
     num_singers: int
@@ -61,6 +63,7 @@ class WaveNetGenerator(nn.Module):
     num_harmonics: int = 0
     dtype: Any = jnp.float32
     remat: Callable | None = None
+    convolution: Callable = convolve
 
     def setup(self):
         def stack(dilations):
@@ -70,6 +73,7 @@ class WaveNetGenerator(nn.Module):
                 self.kernel_size,
                 dilations,
                 self.remat,
+                self.convolution,
             )
 
         self.loudness_context = stack(self.loudness_dilations)
@@ -84,6 +88,7 @@ class WaveNetGenerator(nn.Module):
             self.kernel_size,
             self.dilations,
             self.remat,
+            self.convolution,
         )
         self.singers = VoiceTable(self.num_singers, self.embedding_size)
 
@@ -169,6 +174,7 @@ class WaveNetLayer(nn.Module):
     skip_channels: int
     kernel_size: int
     dilation: int
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, carry, condition, voice):
@@ -178,7 +184,11 @@ class WaveNetLayer(nn.Module):
             condition, voice
         )
         gated = GatedLayer(
-            self.gate_channels, self.kernel_size, self.dilation, name="gate"
+            self.gate_channels,
+            self.kernel_size,
+            self.dilation,
+            self.convolution,
+            name="gate",
         )(x, told)
         skips = skips + Conv(self.skip_channels, name="skip")(gated)
         residual = Conv(self.channels, name="residual")(gated)
@@ -194,6 +204,7 @@ class WaveNet(nn.Module):
     kernel_size: int
     dilations: Sequence[int]
     remat: Callable | None = None
+    convolution: Callable = convolve
 
     @nn.compact
     def __call__(self, z, condition, voice):
@@ -206,6 +217,7 @@ class WaveNet(nn.Module):
             self.gate_channels,
             self.skip_channels,
             self.kernel_size,
+            convolution=self.convolution,
         )
         layers = DilatedLayers(layer, self.dilations, self.remat, name="layers")
         _, skips = layers((x, skips), condition, voice)

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from svc_jax.models.layers import (
+    CONVOLUTIONS,
     REMAT,
     ContextLayer,
     ContextStack,
@@ -17,6 +18,7 @@ from svc_jax.models.layers import (
     GatedLayer,
     Upsample,
     convolve,
+    convolve_as_product,
     cycle_length,
     receptive_field,
 )
@@ -72,10 +74,14 @@ def test_convolve_is_the_sum_over_taps(kernel_size, dilation, stride, padding):
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", CONVOLUTIONS)
 @pytest.mark.parametrize(
     ("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 4), (5, 16), (4, 3)]
 )
-def test_the_gradients_of_convolve_are_what_it_is_linear_in(kernel_size, dilation):
+def test_the_gradients_of_a_convolution_are_what_it_is_linear_in(
+    form, kernel_size, dilation
+):
+    convolve = CONVOLUTIONS[form]
     x, kernel = normal(2, 23, 3), normal(kernel_size, 3, 5, seed=1)
     weights = normal(2, 23, 5, seed=2)
     reach = dilation * (kernel_size - 1)
@@ -98,6 +104,18 @@ def test_the_gradients_of_convolve_are_what_it_is_linear_in(kernel_size, dilatio
         expected = looped(x_step, kernel), looped(x, kernel_step)
         slopes = np.sum(of_x * x_step), np.sum(of_kernel * kernel_step)
         np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 4), (5, 16), (4, 3)])
+def test_a_product_of_shifted_inputs_is_a_convolution(kernel_size, dilation):
+    x, kernel = normal(2, 23, 3), normal(kernel_size, 3, 5, seed=1)
+    reach = dilation * (kernel_size - 1)
+    before, after = reach // 2, reach - reach // 2
+    expected = looped_convolution(x, kernel, dilation, 1, before, after)
+    found = jax.jit(functools.partial(convolve_as_product, dilation=dilation))(
+        x, kernel
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
