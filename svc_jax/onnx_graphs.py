@@ -5,6 +5,7 @@ whole numbers in which the two graphs differ are sizes and positions, linear in 
 length, and are computed from that of an input instead.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -35,6 +36,9 @@ def of_any_length(
       UserError: if jax2onnx is not installed.
       ValueError: if the graphs differ in more than whole numbers linear in the length.
     """
+    # They warn of examples that cannot be imported, and of shapes left open.
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import jax2onnx
     except ImportError as error:
