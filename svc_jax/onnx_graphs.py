@@ -8,6 +8,7 @@ length, and are computed from that of an input instead.
 import logging
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from svc_jax.errors import UserError
@@ -44,12 +45,16 @@ def of_any_length(
     except ImportError as error:
         raise UserError(f"ONNX needs jax2onnx ({error}): {INSTALL}") from error
 
-    models = [
-        jax2onnx.to_onnx(
-            function, shapes(length), input_names=inputs, output_names=[output]
-        )
-        for length in lengths
-    ]
+    cumsum = jnp.cumsum
+    try:
+        models = [
+            jax2onnx.to_onnx(
+                function, shapes(length), input_names=inputs, output_names=[output]
+            )
+            for length in lengths
+        ]
+    finally:
+        jnp.cumsum = cumsum  # jax2onnx 0.17 leaves its own there
     _generalise(models, lengths)
     return models[0].SerializeToString()
 
@@ -143,10 +148,13 @@ def _take_sizes(graph, other, lengths) -> dict[str, tuple[np.ndarray, np.ndarray
             kept.append(tensor)
             continue
         values, longer = map(numpy_helper.to_array, (tensor, theirs[tensor.name]))
-        slope, rest = np.divmod(longer - values, lengths[1] - lengths[0])
-        if values.dtype != np.int64 or values.ndim != 1 or rest.any():
-            raise ValueError(f"{tensor.name} depends on the length, not linearly.")
-        found[tensor.name] = slope, values - slope * lengths[0]
+        are_sizes = values.dtype == np.int64 and values.ndim == 1
+        if are_sizes and values.shape == longer.shape:
+            slope, rest = np.divmod(longer - values, lengths[1] - lengths[0])
+            if not rest.any():
+                found[tensor.name] = slope, values - slope * lengths[0]
+                continue
+        raise ValueError(f"{tensor.name} depends on the length, not linearly.")
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return found
