@@ -137,7 +137,12 @@ def _take_sizes(graph, other, lengths) -> dict[str, tuple[np.ndarray, np.ndarray
     from onnx import numpy_helper
 
     def said(one):
-        return [(node.op_type, node.input, node.output) for node in one.node]
+        return [
+            (node.op_type, node.input, node.output, plain(node)) for node in one.node
+        ]
+
+    def plain(node):
+        return [one for one in node.attribute if not one.HasField("g")]
 
     if said(graph) != said(other):
         raise ValueError("the graphs of two lengths are made differently.")
