@@ -5,6 +5,7 @@ a run that resumes at step N gets at once what it would have got. Hosts take the
 of the same global batch, so that their number changes nothing either.
 """
 
+import concurrent.futures
 import pathlib
 import struct
 
@@ -240,6 +241,20 @@ def train_batches(
     dataset = tf.data.Dataset.range(first_step * local, np.iinfo(np.int64).max)
     dataset = dataset.map(example, num_parallel_calls=4, deterministic=True)
     return dataset.batch(local, drop_remainder=True).prefetch(4).as_numpy_iterator()
+
+
+def ahead(batches):
+    """The same endless batches, each fetched while the one before it is in use.
+
+    By a thread: where the device is this machine's processors, the one that trains
+    would wait for a moment of theirs.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = thread.submit(next, batches)
+            yield batch
 
 
 def spread(count: int, batch_size: int, most: int | None) -> np.ndarray:

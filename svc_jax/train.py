@@ -325,7 +325,7 @@ def _train_alone(config, workdir: pathlib.Path, span):
     ):
         state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
         while (first_step := int(state.step)) < config.num_steps:
-            batches = batches_of.train_batches(
+            drawn = batches_of.train_batches(
                 data_dir,
                 geometry,
                 batch_size=config.batch_size,
@@ -336,6 +336,7 @@ def _train_alone(config, workdir: pathlib.Path, span):
                 shard_count=num_hosts,
                 balance=config.data.balance,
             )
+            batches = input_pipeline.ahead(drawn)
             in_a_row, suspect = 0, {}
             clock = metrics.StepClock()
             numbers = metrics.progress(first_step, config.num_steps, writer)

@@ -469,3 +469,28 @@ def test_a_dataset_of_another_geometry_is_refused_with_both_values(ramps, change
     other = dataclasses.replace(card, **change)
     line = refusal(input_pipeline.check_card, other, GRID, 2)
     assert line.startswith(f"the dataset's {said}; ")
+
+
+def test_fetched_ahead_they_are_the_same_and_one_early():
+    fetched = []
+
+    def numbers():
+        for number in itertools.count():
+            fetched.append(number)
+            yield number
+
+    batches = input_pipeline.ahead(numbers())
+    assert list(itertools.islice(batches, 5)) == [0, 1, 2, 3, 4]
+    batches.close()
+    assert fetched == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_goes_wrong_ahead_is_raised_in_its_turn():
+    def batches():
+        yield 0
+        raise UserError("the disk is gone")
+
+    found = input_pipeline.ahead(batches())
+    assert next(found) == 0
+    with pytest.raises(UserError, match="the disk is gone"):
+        next(found)
