@@ -682,7 +682,8 @@ def start_preparing(recordings, folder, weights_file) -> subprocess.Popen:
 def kill(child: subprocess.Popen) -> bool:
     """Kills a process as a power cut would; whether it was still running."""
     child.send_signal(signal.SIGKILL)
-    child.communicate()
+    _, err = child.communicate()
+    assert child.returncode in (0, -signal.SIGKILL), err
     return child.returncode == -signal.SIGKILL
 
 
