@@ -39,7 +39,8 @@ def main(_, flags):
     contents = {bundles.README: card.encode()}
     kept = bundles.rounded(model, flags.dtype)
     for name in flags.format:
-        contents[f"generator.{name}"] = getattr(programs, name)(kept)
+        file, write = programs.FORMATS[name]
+        contents[file] = write(kept)
     bundles.save(
         model,
         flags.workdir,

@@ -124,3 +124,7 @@ def onnx(model) -> bytes:
         _singing(model), shapes, _TRACED_ASR_FRAMES, INPUTS, "audio"
     )
     return _checked(ONNX, content, model, onnx_graphs.runner(content, INPUTS))
+
+
+# What `export --format` names: the file, and what writes it.
+FORMATS = {"stablehlo": (STABLEHLO, stablehlo), "onnx": (ONNX, onnx)}
