@@ -10,9 +10,10 @@ from svc_jax import optimizers, steps
 from svc_jax.errors import UserError
 from svc_jax.features import FeatureExtractor
 from svc_jax.geometry import FrameGeometry
+from svc_jax.models.convolutions import CONVOLUTIONS
 from svc_jax.models.crepe import Crepe
 from svc_jax.models.discriminators import MultiDiscriminator, WaveNetDiscriminator
-from svc_jax.models.layers import CONVOLUTIONS, REMAT
+from svc_jax.models.layers import REMAT
 from svc_jax.models.source_filter import SourceFilterGenerator
 from svc_jax.models.wav2letter import Wav2Letter
 from svc_jax.models.wavenet import WaveNetGenerator
@@ -120,6 +121,7 @@ def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Net
       UserError: for a name that config.precision, config.remat or config.convolution
         cannot have.
     """
+    # Not lax.platform_dependent, as CREPE has it: jax2onnx does not know that.
     on_tpu = jax.default_backend() == "tpu"
     convolutions = {"auto": CONVOLUTIONS["product" if on_tpu else "direct"]}
     computed = {

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from svc_jax import dsp
-from svc_jax.models.layers import convolve
+from svc_jax.models.convolutions import convolve
 
 FRAME_LENGTH = 1024
 NUM_BINS = 360

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from svc_jax import dsp
-from svc_jax.models.layers import Conv, convolve, receptive_field
+from svc_jax.models.convolutions import convolve
+from svc_jax.models.layers import Conv, receptive_field
 
 
 class WaveNetDiscriminator(nn.Module):

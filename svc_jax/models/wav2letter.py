@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from svc_jax import dsp
-from svc_jax.models.layers import convolve
+from svc_jax.models.convolutions import convolve
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz' @")  # the published labels; blank last
 _EPSILON = 1e-5  # of the norms' variance

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from svc_jax import excitation
 from svc_jax.geometry import FrameGeometry
+from svc_jax.models.convolutions import convolve
 from svc_jax.models.layers import (
     ContextStack,
     Conv,
@@ -18,7 +19,6 @@ from svc_jax.models.layers import (
     GatedLayer,
     Upsample,
     VoiceTable,
-    convolve,
     receptive_field,
 )
 from svc_jax.types import Features, Noise
@@ -41,7 +41,7 @@ class WaveNetGenerator(nn.Module):
       num_harmonics: of the sine beside its fundamental; 0 is the paper.
       dtype: of what the layers compute; the sine and the audio are float32.
       remat: a policy of `layers.REMAT`.
-      convolution: one of `layers.CONVOLUTIONS`, of the dilated ones.
+      convolution: one of `convolutions.CONVOLUTIONS`, of the dilated ones.
     """
 
     num_singers: int
