@@ -49,6 +49,16 @@ def test_gradients_and_metrics_alone_cross_between_chips(
     assert set(found) == {"all-reduce"}
     (state, *_), _ = program.args_info
     trained = state.generator.params, state.discriminator.params
-    gradients = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
+    sizes = {
+        jax.tree_util.keystr(path): 4 * math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained)
+    }
+    gradients = sum(sizes.values())
+    # A kernel's gradient is enough for that of its scale; the last residual is not heard.
+    unneeded = sum(
+        size
+        for name, size in sizes.items()
+        if "scale" in name or "['wavenet']['layers']['layer2']['residual']" in name
+    )
     _, size = found["all-reduce"]
-    assert gradients <= size <= gradients + 1e4
+    assert gradients - unneeded <= size <= gradients + 1e4
