@@ -17,15 +17,6 @@ import time
 
 from svc_jax import command_line, hlo
 
-# Of one chip: (clock in GHz, dense bfloat16 TFLOP/s, memory in GB). Peak and memory are
-# Google's figures; the clock is the peak over what the matrix units do in a cycle.
-CHIPS = {
-    "v4": (1.05, 275, 32),
-    "v5e": (1.5, 197, 16),
-    "v5p": (1.75, 459, 95),
-    "v6e": (1.75, 918, 32),
-}
-
 
 def traced_step(config, phase, mesh, num_singers: int):
     """The training step of a phase on the devices of a mesh, to be lowered."""
@@ -43,7 +34,8 @@ def traced_step(config, phase, mesh, num_singers: int):
 
     rng = jax.eval_shape(lambda: jax.random.key(0))
     extractor = builders.extractor(builders.geometry(config), {}, "wide", "tiny")
-    networks = builders.networks(config, num_singers, extractor)
+    device = mesh.devices.flat[0]
+    networks = builders.networks(config, num_singers, extractor, device)
     optimizers = builders.run_optimizers(config)
     frozen = jax.eval_shape(extractor.init, rng)
     size, samples = config.batch_size, extractor.geometry.segment_samples
@@ -68,11 +60,10 @@ def traced_step(config, phase, mesh, num_singers: int):
     )
 
 
-def report(config, phase, mesh, chip: str, num_singers: int) -> dict:
+def report(config, phase, mesh, chip: hlo.Chip, num_singers: int) -> dict:
     """All that is said of a phase."""
     from svc_jax import describe
 
-    ghz, peak, memory = CHIPS[chip]
     started = time.perf_counter()
     traced = traced_step(config, phase, mesh, num_singers)
     program = traced.lower().compile()
@@ -83,9 +74,9 @@ def report(config, phase, mesh, chip: str, num_singers: int) -> dict:
         traced = traced_step(plain, phase, mesh, num_singers)
     count = sum(describe.multiply_adds(traced.jaxpr).values())
     text = program.as_text()
-    found = hlo.operations(text)
+    found = hlo.operations(text, chip)
     cycles = sum(operation.cycles for operation in found)
-    seconds = cycles / ghz / 1e9
+    seconds = cycles / chip.ghz / 1e9
     usage = program.memory_analysis()
     bytes_used = (
         usage.argument_size_in_bytes
@@ -101,12 +92,12 @@ def report(config, phase, mesh, chip: str, num_singers: int) -> dict:
         "phase": "+".join(phase.passes),
         "compile_seconds": compile_seconds,
         "memory_gb": bytes_used / 1e9,
-        "fits": bytes_used / 1e9 < memory,
+        "fits": bytes_used / 1e9 < chip.gigabytes,
         "tflop_per_chip": 2 * count / mesh.size / 1e12,
         "xla_tflop_per_chip": costs.get("flops", 0.0) / 1e12,
         "gigabytes_moved": costs.get("bytes accessed", 0.0) / 1e9,
         "step_seconds": seconds,
-        "utilisation": 2 * count / mesh.size / 1e12 / peak / seconds,
+        "utilisation": 2 * count / mesh.size / 1e12 / chip.teraflops / seconds,
         "audio_seconds_per_second": audio / seconds,
         "collectives": hlo.collectives(text),
         "costliest": [
@@ -162,9 +153,9 @@ def main(_, flags):
     from svc_jax.errors import UserError
 
     chip = flags.topology.partition(":")[0]
-    if chip not in CHIPS:
+    if chip not in hlo.CHIPS:
         raise UserError(
-            f"--topology={flags.topology}: chips are {', '.join(CHIPS)}; name one as in"
+            f"--topology={flags.topology}: chips are {', '.join(hlo.CHIPS)}; name one as in"
             " v5e:4x4."
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
@@ -181,12 +172,10 @@ def main(_, flags):
     mesh = sharding.mesh_of(topology.devices, config.num_model)
     config.unlock()
     config.batch_size = flags.batch_per_chip * mesh.shape["data"]
-    if config.convolution == "auto":
-        config.convolution = "product"  # as on a TPU
     found = []
     print(f"{flags.topology}: {mesh.size} chips, batch {config.batch_size}", flush=True)
     for phase in steps.PHASES:
-        found.append(report(config, phase, mesh, chip, flags.num_singers))
+        found.append(report(config, phase, mesh, hlo.CHIPS[chip], flags.num_singers))
         print("\n".join(lines(found[-1])), flush=True)
     hours = total_hours(config, found)
     print(f"{config.num_steps} steps: {hours:.1f} hours by XLA's estimate")

@@ -114,22 +114,27 @@ def extractor(
     return FeatureExtractor(geometry, pitch, network, asr_layer, f0_hop)
 
 
-def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Networks:
+def networks(
+    config, num_singers: int, extractor: FeatureExtractor, device=None
+) -> steps.Networks:
     """All modules of a run, as they compute in training.
+
+    Args:
+      config: of the run.
+      num_singers: of the dataset.
+      extractor: the frozen networks.
+      device: on one like which they are to compute; by default JAX's own.
 
     Raises:
       UserError: for a name that config.precision, config.remat or config.convolution
-        cannot have.
+        cannot have, or a convolution that the device or the generator cannot have.
     """
+    singing = generator(config, num_singers)
     # Not lax.platform_dependent, as CREPE has it: jax2onnx does not know that.
-    on_tpu = jax.default_backend() == "tpu"
-    convolutions = {"auto": CONVOLUTIONS["product" if on_tpu else "direct"]}
     computed = {
         "dtype": _named(PRECISIONS, "precision", config.precision),
         "remat": _named(REMAT, "remat", config.remat),
-        "convolution": _named(
-            convolutions | CONVOLUTIONS, "convolution", config.convolution
-        ),
+        **_convolution(config, singing, device or jax.devices()[0]),
     }
 
     def computing(module):
@@ -137,10 +142,57 @@ def networks(config, num_singers: int, extractor: FeatureExtractor) -> steps.Net
         return module.clone(**{k: v for k, v in computed.items() if k in fields})
 
     return steps.Networks(
-        computing(generator(config, num_singers)),
-        computing(discriminator(config)),
-        extractor,
+        computing(singing), computing(discriminator(config)), extractor
     )
+
+
+def _convolution(config, singing, device) -> dict:
+    """How dilated convolutions are computed, as fields of modules."""
+    name = config.convolution
+    if name == "auto":
+        missing = _missing_for_fused(config, singing, device)
+        # By what launch/PERFORMANCE.md measures.
+        name = (
+            "direct" if device.platform != "tpu" else "product" if missing else "fused"
+        )
+    if name == "fused":
+        if missing := _missing_for_fused(config, singing, device):
+            raise UserError(
+                f"config.convolution is 'fused', but {missing}; choose 'auto'."
+            )
+        from svc_jax.models.fused_layers import fused
+
+        return {"convolution": CONVOLUTIONS["product"], "gated_layers": fused}
+    known = ("auto", *CONVOLUTIONS, "fused")
+    found = CONVOLUTIONS.get(name)
+    return {"convolution": found or _named(dict.fromkeys(known), "convolution", name)}
+
+
+FUSED_CHANNELS = 64  # two of which fill the registers of a TPU
+FUSED_SAMPLES = 16_000  # of a segment, in the 64 MiB that a core of v5p has
+WITHOUT_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # their cores have 16 MiB
+
+
+def _missing_for_fused(config, singing, device) -> str:
+    """Why layers cannot be computed by models.fused_layers; "" if they can."""
+    if device.platform != "tpu" or device.device_kind.startswith(WITHOUT_MEMORY):
+        return f"the device is {device.device_kind}, no TPU of v5 or later"
+    if config.precision != "bfloat16":
+        return f"config.precision is {config.precision!r}, not 'bfloat16'"
+    if config.geometry.segment_samples > FUSED_SAMPLES:
+        return f"segments are longer than {FUSED_SAMPLES} samples"
+    half = {
+        "channels": FUSED_CHANNELS,
+        "skip_channels": FUSED_CHANNELS,
+        "gate_channels": 2 * FUSED_CHANNELS,
+        "context_channels": FUSED_CHANNELS,
+        "context_gate_channels": 2 * FUSED_CHANNELS,
+        "kernel_size": 3,
+    }
+    for name, needed in half.items():
+        if (found := getattr(singing, name, None)) != needed:
+            return f"config.generator.{name} is {found}, not {needed}"
+    return ""
 
 
 def run_optimizers(config) -> steps.Optimizers:

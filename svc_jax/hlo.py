@@ -18,7 +18,47 @@ _ITEM_BYTES = {
     "f64": 8,
     "s64": 8,
 }  # others: 4
-COSTLIEST = 10
+COSTLIEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a kernel on a chip cannot be faster than; rates in bfloat16.
+
+    Peak, memory and bandwidth are Google's figures; the clock is the peak over what the
+    matrix units do in a cycle.
+
+    Attributes:
+      ghz: of the clock.
+      teraflops: peak of the matrix units, a second.
+      gigabytes: of memory.
+      bandwidth: of that memory, in GB/s.
+      filled: share of the matrix units that products of 128 channels use.
+      curves: functions like tanh that the chip computes in a cycle.
+    """
+
+    ghz: float
+    teraflops: float
+    gigabytes: float
+    bandwidth: float
+    filled: float = 1.0
+    curves: int = 1024
+
+    def kernel_seconds(self, flops: float, num_bytes: float, curves: float) -> float:
+        """Time of a kernel whose arithmetic, transfers and curves overlap."""
+        return max(
+            flops / (1e12 * self.teraflops * self.filled),
+            num_bytes / (1e9 * self.bandwidth),
+            curves / (1e9 * self.ghz * self.curves),
+        )
+
+
+CHIPS = {
+    "v4": Chip(1.05, 275, 32, 1228, curves=2048),  # two cores, as v5p
+    "v5e": Chip(1.5, 197, 16, 819),
+    "v5p": Chip(1.75, 459, 95, 2765, curves=2048),
+    "v6e": Chip(1.75, 918, 32, 1640, filled=0.25),  # its units are 256 x 256
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +66,8 @@ class Operation:
     """One instruction of a compiled program.
 
     Attributes:
-      cycles: that XLA estimates for all the times it runs.
+      cycles: for all the times it runs, as XLA estimates them; of a kernel that is not
+        XLA's own, as `Chip.kernel_seconds` does.
       name: where in the program it is from, as JAX names it.
       line: FILE:LINE, or "".
     """
@@ -105,17 +146,29 @@ def _places(text: str) -> dict[str, str]:
     return found
 
 
-def operations(text: str) -> list[Operation]:
-    """All that XLA estimates cycles for."""
+def operations(text: str, chip: Chip) -> list[Operation]:
+    """All that takes cycles of a chip."""
     found, lines_of = [], _places(text)
     for times, line in _instructions(text):
-        if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+        if cycles := _cycles(line, chip):
             name = re.search(r'op_name="([^"]*)"', line)
             frame = re.search(r"stack_frame_id=(\d+)", line)
             place = lines_of.get(frame[1], "") if frame else ""
             label = name[1] if name else line.partition(" = ")[0]
-            found.append(Operation(times * int(cycles[1]), label, place))
+            found.append(Operation(times * cycles, label, place))
     return found
+
+
+def _cycles(line: str, chip: Chip) -> int:
+    if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+        return int(cycles[1])
+    if cost := re.search(r'"cost_estimate":\{([^}]*)\}', line):
+        said = {key: int(n) for key, n in re.findall(r'"(\w+)":"(\d+)"', cost[1])}
+        seconds = chip.kernel_seconds(
+            said["flops"], said["bytes_accessed"], said["transcendentals"]
+        )
+        return round(1e9 * chip.ghz * seconds)
+    return 0
 
 
 def costliest(found: list[Operation]) -> list[tuple[str, int, str]]:

@@ -1,5 +1,6 @@
 """Where arrays live: the hosts, the mesh, its axes, and the rule for every parameter."""
 
+import functools
 import os
 import re
 
@@ -171,8 +172,21 @@ def compiled_update(update, shardings, mesh: Mesh):
       mesh: that they are of.
     """
     return jax.jit(
-        update, out_shardings=(shardings, replicated(mesh)), donate_argnums=0
+        on_mesh(update, mesh),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
     )
+
+
+def on_mesh(function, mesh: Mesh):
+    """A function within which kernels know over what their arrays are split."""
+
+    @functools.wraps(function)
+    def wrapped(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return wrapped
 
 
 def to_global(local_batch, mesh: Mesh):

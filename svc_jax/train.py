@@ -306,7 +306,7 @@ def _train_alone(config, workdir: pathlib.Path, span):
         return sharding.compiled_update(step, shardings, mesh)
 
     eval_fn = jax.jit(
-        functools.partial(steps.eval_step, networks, objective),
+        sharding.on_mesh(functools.partial(steps.eval_step, networks, objective), mesh),
         out_shardings=sharding.replicated(mesh),
     )
 

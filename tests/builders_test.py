@@ -1,6 +1,7 @@
 """From configs to modules: every value arrives, impossible ones are refused."""
 
 import json
+import types
 
 import jax
 import ml_collections
@@ -11,6 +12,7 @@ from configs import fast, multi, single
 from svc_jax import builders
 from svc_jax.errors import UserError
 from svc_jax.geometry import FrameGeometry
+from svc_jax.models import convolutions, fused_layers
 from svc_jax.models.crepe import Crepe
 
 WAV2LETTER = {"channels": 8, "wide_channels": 12, "num_labels": 5, "labels": ["a"]}
@@ -218,3 +220,48 @@ def test_the_single_singer_setting_refuses_several():
     assert builders.generator(config, 1).embedding_size == 0
     with pytest.raises(UserError, match=r"has 3 singers; train on it with configs/mul"):
         builders.generator(config, 3)
+
+
+def chip(kind: str):
+    return types.SimpleNamespace(platform="tpu", device_kind=kind)
+
+
+def paper_networks(device, **changes):
+    config = multi.get_config("paper")
+    config.update_from_flattened_dict({"precision": "bfloat16", **changes})
+    extractor = builders.extractor(builders.geometry(config), WAV2LETTER, "wide", None)
+    return builders.networks(config, 3, extractor, device)
+
+
+def test_tpus_with_room_for_a_segment_compute_its_layers_at_once():
+    networks = paper_networks(chip("TPU v5 lite"))
+    assert networks.generator.gated_layers is fused_layers.fused
+    assert networks.discriminator.convolution is convolutions.convolve_as_product
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "why"),
+    [
+        ("TPU v4", {}, "the device is TPU v4"),
+        ("TPU v5 lite", {"precision": "float32"}, "precision is 'float32'"),
+        ("TPU v5", {"geometry.segment_samples": 32_000}, "longer than 16000"),
+        ("TPU v6 lite", {"generator.channels": 32}, "channels is 32, not 64"),
+    ],
+)
+def test_other_layers_are_products_on_tpus(kind, changes, why):
+    networks = paper_networks(chip(kind), **changes)
+    assert networks.generator.gated_layers is None
+    assert networks.generator.convolution is convolutions.convolve_as_product
+    said = refusal(lambda: paper_networks(chip(kind), convolution="fused", **changes))
+    assert why in said and "'auto'" in said
+
+
+def test_elsewhere_convolutions_are_convolutions():
+    networks = paper_networks(None)
+    assert networks.generator.convolution is convolutions.convolve
+    assert "the device is cpu" in refusal(
+        lambda: paper_networks(None, convolution="fused")
+    )
+    assert "auto, direct, product, fused" in refusal(
+        lambda: paper_networks(None, convolution="winograd")
+    )

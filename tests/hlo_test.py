@@ -1,5 +1,7 @@
 """What is read from the text of compiled programs."""
 
+import pytest
+
 from svc_jax import hlo
 
 # As XLA prints them, shortened: a loop of seven turns and a sum over the chips.
@@ -36,19 +38,32 @@ ENTRY %main (x: f32[256]) -> f32[256] {
   %while.1 = (s32[], f32[256]{0}) while(%tuple), condition=%condition, body=%body
   %copy.1 = f32[256]{0} copy(%x), backend_config={"window_config":{"estimated_cycles":"30"}}
   %fusion.2 = f32[256]{0} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul" stack_frame_id=1}, backend_config={"window_config":{"estimated_cycles":"5"}}
+  %kernel.1 = f32[256]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/pallas_call" stack_frame_id=1}, backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"4000","transcendentals":"200","bytes_accessed":"790"}}}
   ROOT %all-reduce.1 = (f32[256,2]{1,0}, bf16[8]{0}) all-reduce(%x, %y), channel_id=2, to_apply=%add
 }
 """
 
+# A cycle takes 50 operations, of products of 128 channels; 10 bytes; or 4 curves.
+CHIP = hlo.Chip(1, 0.1, 1, 10, filled=0.5, curves=4)
+
+
+@pytest.mark.parametrize(
+    "flops, num_bytes, curves, cycles",
+    [(4000, 790, 200, 80), (4000, 810, 200, 81), (4000, 790, 328, 82)],
+)
+def test_a_kernel_takes_what_its_slowest_part_does(flops, num_bytes, curves, cycles):
+    seconds = CHIP.kernel_seconds(flops, num_bytes, curves)
+    assert seconds == pytest.approx(cycles * 1e-9)
+
 
 def test_what_a_loop_repeats_is_counted_as_often():
-    found = hlo.operations(PROGRAM)
-    assert sum(one.cycles for one in found) == 7 * 100 + 30 + 5
+    found = hlo.operations(PROGRAM, CHIP)
+    assert sum(one.cycles for one in found) == 7 * 100 + 30 + 5 + 80
 
 
 def test_costs_are_summed_over_the_lines_of_svc_jax():
-    rows = hlo.costliest(hlo.operations(PROGRAM))
-    assert rows == [("steps.py:12", 705, "jit(f)/tanh"), ("%copy.1", 30, "%copy.1")]
+    rows = hlo.costliest(hlo.operations(PROGRAM, CHIP))
+    assert rows == [("steps.py:12", 785, "jit(f)/tanh"), ("%copy.1", 30, "%copy.1")]
 
 
 def test_what_crosses_between_chips_is_counted_with_its_bytes():

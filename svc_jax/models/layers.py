@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from svc_jax.models.convolutions import convolve
+from svc_jax.models.convolutions import convolve, norm, normalised
+from svc_jax.models.gated_layers import weights_of
 
 # Flax's own kaiming_normal is a truncated one.
 KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -42,9 +43,8 @@ class Conv(nn.Module):
         """[kernel_size, in_channels, channels]."""
         shape = (self.kernel_size, in_channels, self.channels)
         direction = self.param("direction", KAIMING_NORMAL, shape)
-        norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(0, 1)))
-        scale = self.param("scale", lambda _: norm)
-        return direction * (scale / norm)[None, None]
+        scale = self.param("scale", lambda _: norm(direction))
+        return normalised(direction, scale)
 
     def bias(self):
         """[1, 1, channels]."""
@@ -85,20 +85,30 @@ class Upsample(nn.Module):
             smoothing = self.param(
                 f"filter{index}", nn.initializers.constant(1 / taps), (taps,)
             )
-            x = jnp.repeat(x, factor, axis=1)
-            x = _filter_all_channels(x, smoothing.astype(x.dtype))
+            x = repeat_and_filter(x, smoothing.astype(x.dtype))
         return x
 
 
-def _filter_all_channels(x, taps):
-    """One filter along time for every channel: [B, N, C], [K] -> [B, N, C]."""
-    num_samples = x.shape[1]
-    half = taps.shape[0] // 2
-    padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
-    return sum(
-        taps[k] * lax.slice_in_dim(padded, k, k + num_samples, axis=1)
-        for k in range(taps.shape[0])
-    )
+def repeat_and_filter(x, taps):
+    """Repeats each frame s times, then filters along time: [B, T, C] -> [B, s T, C].
+
+    A repeated frame is heard by several of the 2 s + 1 taps: what comes of frame t is s
+    mixtures of frames t - 1, t and t + 1, and those of all channels are one product.
+
+    Args:
+      x: [B, T, C].
+      taps: [2 s + 1].
+    """
+    batch, num_frames, channels = x.shape
+    factor = taps.shape[0] // 2
+    # Which of the three frames a tap hears, of each of the s samples.
+    heard = (np.arange(factor)[:, None] + np.arange(2 * factor + 1)) // factor
+    shares = jnp.einsum("k,pkj->jp", taps, np.eye(3, dtype=np.float32)[heard])
+    mixing = jnp.kron(shares, jnp.eye(channels, dtype=x.dtype)).astype(x.dtype)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    around = [padded[:, k : k + num_frames] for k in range(3)]
+    mixed = jnp.concatenate(around, axis=-1) @ mixing
+    return mixed.reshape(batch, factor * num_frames, channels)
 
 
 class GatedLayer(nn.Module):
@@ -154,11 +164,14 @@ class DilatedLayers(nn.Module):
       layer: dilation -> a module of (carry, *given) -> carry.
       dilations: of the layers.
       remat: a policy of REMAT.
+      at_once: (parameters of all layers, stacked; carry; *given) -> carry, to be called
+        instead of the layers.
     """
 
     layer: Callable[[int], nn.Module]
     dilations: Sequence[int]
     remat: Callable | None = None
+    at_once: Callable | None = None
 
     @nn.compact
     def __call__(self, carry, *given):
@@ -172,6 +185,9 @@ class DilatedLayers(nn.Module):
             self.param(f"layer{k}", _stacked_init(layer, count), carry, *given)
             for k, layer in enumerate(layers)
         ]
+        if self.at_once and not self.is_initializing():
+            stacked = jax.tree.map(lambda *of_cycle: _interleaved(of_cycle), *params)
+            return self.at_once(stacked, carry, *given)
 
         def cycle(carry, params):
             for layer, layer_params in zip(layers, params, strict=True):
@@ -192,6 +208,12 @@ def _stacked_init(layer: nn.Module, count: int) -> Callable:
         return jax.vmap(one)(jax.random.split(rng, count))
 
     return init
+
+
+def _interleaved(arrays):
+    """Arrays [cycles, ...] of the layers of a cycle -> [layers, ...], in their order."""
+    stacked = jnp.stack(arrays, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])
 
 
 class ContextLayer(nn.Module):
@@ -225,6 +247,7 @@ class ContextStack(nn.Module):
     dilations: Sequence[int]
     remat: Callable | None = None
     convolution: Callable = convolve
+    gated_layers: Callable | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -237,7 +260,15 @@ class ContextStack(nn.Module):
             self.kernel_size,
             convolution=self.convolution,
         )
-        return DilatedLayers(layer, self.dilations, self.remat, name="layers")(x)
+        at_once = self._at_once if self.gated_layers else None
+        return DilatedLayers(layer, self.dilations, self.remat, at_once, name="layers")(
+            x
+        )
+
+    def _at_once(self, params, x):
+        nothing = jnp.zeros((*x.shape[:-1], 0), x.dtype)
+        weights = weights_of(params)
+        return self.gated_layers(x, nothing, weights, self.dilations, 1.0)
 
 
 def receptive_field(kernel_size: int, dilations: Sequence[int]) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from svc_jax import excitation
 from svc_jax.geometry import FrameGeometry
 from svc_jax.models.convolutions import convolve
+from svc_jax.models.gated_layers import weights_of
 from svc_jax.models.layers import (
     ContextStack,
     Conv,
@@ -22,6 +23,8 @@ from svc_jax.models.layers import (
     receptive_field,
 )
 from svc_jax.types import Features, Noise
+
+RESIDUAL_SCALE = math.sqrt(0.5)  # so that sums keep their level
 
 
 class WaveNetGenerator(nn.Module):
@@ -42,6 +45,8 @@ class WaveNetGenerator(nn.Module):
       dtype: of what the layers compute; the sine and the audio are float32.
       remat: a policy of `layers.REMAT`.
       convolution: one of `convolutions.CONVOLUTIONS`, of the dilated ones.
+      gated_layers: what computes the layers of a stack at once, as
+        `gated_layers.gated_layers` does; None: they are modules, one after the other.
     """
 
     num_singers: int
@@ -64,6 +69,7 @@ class WaveNetGenerator(nn.Module):
     dtype: Any = jnp.float32
     remat: Callable | None = None
     convolution: Callable = convolve
+    gated_layers: Callable | None = None
 
     def setup(self):
         def stack(dilations):
@@ -74,6 +80,7 @@ class WaveNetGenerator(nn.Module):
                 dilations,
                 self.remat,
                 self.convolution,
+                self.gated_layers,
             )
 
         self.loudness_context = stack(self.loudness_dilations)
@@ -89,6 +96,7 @@ class WaveNetGenerator(nn.Module):
             self.dilations,
             self.remat,
             self.convolution,
+            self.gated_layers,
         )
         self.singers = VoiceTable(self.num_singers, self.embedding_size)
 
@@ -192,7 +200,7 @@ class WaveNetLayer(nn.Module):
         )(x, told)
         skips = skips + Conv(self.skip_channels, name="skip")(gated)
         residual = Conv(self.channels, name="residual")(gated)
-        return (residual + x) * math.sqrt(0.5), skips
+        return (residual + x) * RESIDUAL_SCALE, skips
 
 
 class WaveNet(nn.Module):
@@ -205,6 +213,7 @@ class WaveNet(nn.Module):
     dilations: Sequence[int]
     remat: Callable | None = None
     convolution: Callable = convolve
+    gated_layers: Callable | None = None
 
     @nn.compact
     def __call__(self, z, condition, voice):
@@ -219,11 +228,21 @@ class WaveNet(nn.Module):
             self.kernel_size,
             convolution=self.convolution,
         )
-        layers = DilatedLayers(layer, self.dilations, self.remat, name="layers")
+        at_once = self._at_once if self.gated_layers else None
+        layers = DilatedLayers(
+            layer, self.dilations, self.remat, at_once, name="layers"
+        )
         _, skips = layers((x, skips), condition, voice)
         x = nn.relu(skips * math.sqrt(1.0 / len(self.dilations)))
         x = nn.relu(Conv(self.skip_channels, name="output0")(x))
         return Conv(1, name="output1")(x)[..., 0]
+
+    def _at_once(self, params, carry, condition, voice):
+        weights = weights_of(params, voice)
+        x, _ = carry
+        return x, self.gated_layers(
+            x, condition, weights, self.dilations, RESIDUAL_SCALE
+        )
 
 
 class ConditionProjection(Conv):
