@@ -160,9 +160,13 @@ def _convolution(config, singing, device) -> dict:
             raise UserError(
                 f"config.convolution is 'fused', but {missing}; choose 'auto'."
             )
-        from svc_jax.models.fused_layers import fused
+        from svc_jax.models import fused_convolutions, fused_layers
 
-        return {"convolution": CONVOLUTIONS["product"], "gated_layers": fused}
+        at_once = {"gated_layers": fused_layers.fused}
+        judge = config.discriminator
+        if judge.name == "wavenet" and judge.kernel_size == 3:
+            at_once["leaky_layers"] = fused_convolutions.fused
+        return {"convolution": CONVOLUTIONS["product"], **at_once}
     known = ("auto", *CONVOLUTIONS, "fused")
     found = CONVOLUTIONS.get(name)
     return {"convolution": found or _named(dict.fromkeys(known), "convolution", name)}

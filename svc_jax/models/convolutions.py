@@ -1,6 +1,7 @@
 """Convolutions along time, in the forms that devices are fast at."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,9 @@ def convolve_as_product(x, kernel, *, dilation: int = 1):
     (launch/PERFORMANCE.md), on CPUs slower.
     """
     taps = _taps(x, kernel, dilation, _around(kernel, dilation))
+    if kernel.shape[-1] == 1:  # a product would fill one of 128 columns
+        heard = sum(tap * kernel[k, None, None, :, 0] for k, tap in enumerate(taps))
+        return jnp.sum(heard, axis=-1, keepdims=True)
     return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -97,6 +101,29 @@ def _taps(x, kernel, dilation: int, padding) -> list:
     padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
     starts = range(0, dilation * kernel.shape[0], dilation)
     return [lax.slice_in_dim(padded, n, n + x.shape[1], axis=1) for n in starts]
+
+
+LEAK = 0.2  # of the rectifier between a discriminator's layers
+
+
+def leaky_layers(x, taps, bias, dilations: Sequence[int]) -> list:
+    """Dilated convolutions, each with a leaky rectifier, one after the other.
+
+    Args:
+      x: [B, N, C].
+      taps: [L, 3, C, C].
+      bias: [L, C].
+      dilations: of each layer.
+
+    Returns:
+      What each layer makes of it, L arrays [B, N, C].
+    """
+    maps = []
+    for index, dilation in enumerate(dilations):
+        x = convolve(x, taps[index], dilation=dilation) + bias[index, None, None]
+        x = jnp.where(x >= 0, x, LEAK * x)
+        maps.append(x)
+    return maps
 
 
 # By the name that config.convolution gives them.

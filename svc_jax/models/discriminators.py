@@ -13,18 +13,29 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from svc_jax import dsp
-from svc_jax.models.convolutions import convolve
+from svc_jax.models.convolutions import LEAK, convolve, normalised
 from svc_jax.models.layers import Conv, receptive_field
 
 
 class WaveNetDiscriminator(nn.Module):
-    """Scores every sample by ten dilated convolutions (Parallel WaveGAN's)."""
+    """Scores every sample by ten dilated convolutions (Parallel WaveGAN's).
+
+    Attributes:
+      channels: of the layers.
+      kernel_size: of every convolution.
+      dilations: of the layers, the last of which gives the score.
+      dtype: of what the layers compute.
+      convolution: one of `convolutions.CONVOLUTIONS`.
+      leaky_layers: what computes the layers after the first at once, as
+        `convolutions.leaky_layers` does; None: one after the other.
+    """
 
     channels: int = 64
     kernel_size: int = 3
     dilations: Sequence[int] = (1, 1, 2, 3, 4, 5, 6, 7, 8, 1)
     dtype: Any = jnp.float32
     convolution: Callable = convolve
+    leaky_layers: Callable | None = None
 
     @nn.compact
     def __call__(self, audio):
@@ -36,10 +47,22 @@ class WaveNetDiscriminator(nn.Module):
         maps = []
         for index, dilation in enumerate(self.dilations[:-1]):
             x = conv(self.channels, dilation=dilation, name=f"layer{index}")(x)
-            x = nn.leaky_relu(x, 0.2)
+            x = nn.leaky_relu(x, LEAK)
             maps.append(x)
+            if self.leaky_layers and not self.is_initializing():
+                maps += self._others(x)
+                break
+        x = maps[-1]
         logits = conv(1, dilation=self.dilations[-1], name="output")(x)
         return [[*maps, logits]]
+
+    def _others(self, x) -> list:
+        """Maps of the layers after the first, by `leaky_layers`."""
+        names = [f"layer{index}" for index in range(1, len(self.dilations) - 1)]
+        params = [self.variables["params"][name] for name in names]
+        taps = jnp.stack([normalised(p["direction"], p["scale"]) for p in params])
+        bias = jnp.stack([p["bias"] for p in params])
+        return self.leaky_layers(x, taps, bias, self.dilations[1:-1])
 
     def receptive_field(self) -> int:
         """How many samples a score depends on."""

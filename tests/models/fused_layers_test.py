@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svc_jax import hlo, sharding
-from svc_jax.models import fused_layers
+from svc_jax.models import fused_layers, kernels
 from svc_jax.models.gated_layers import Weights, gated_layers
 from svc_jax.models.wavenet import WaveNetGenerator
 from tests.models.wavenet_test import embed_and_sing, inputs, random_params
@@ -57,7 +57,7 @@ def value_and_gradients(layers, given):
 def test_the_kernel_is_the_layers_and_its_gradients_theirs(
     told, num_samples, monkeypatch
 ):
-    monkeypatch.setattr(fused_layers, "MAX_ROWS", 32)
+    monkeypatch.setattr(kernels, "MAX_ROWS", 32)
     given = drawn(told, 2, num_samples, 4)
     kernel = functools.partial(fused_layers.fused, interpret=True)
     found = value_and_gradients(kernel, given)
