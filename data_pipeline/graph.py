@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 
 from data_pipeline import extraction, schema, shards
@@ -58,23 +57,15 @@ class Work:
     num_shards: tuple[tuple[str, int], ...] = ()
 
 
-def run(recordings: Sequence[Source], work: Work, runner: str, options: Sequence[str]):
+def run(pipeline: beam.Pipeline, recordings: Sequence[Source], work: Work):
     """Runs the graph to its end.
 
     Args:
+      pipeline: still empty; see runners.pipeline.
       recordings: what to prepare.
       work: how.
-      runner: of Beam; DirectRunner is this machine.
-      options: of Beam and its runner, as on a command line.
     """
-    if runner == "DirectRunner":
-        # By its name, Beam tries to download another one first.
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-        runner = FnApiRunner()
-    # Without arguments of its own it would read those of this program.
-    options = PipelineOptions(flags=list(options))
-    with beam.Pipeline(runner=runner, options=options) as pipeline:
+    with pipeline:
         decisions = (
             pipeline
             | "recordings" >> beam.Create(list(recordings))

@@ -59,19 +59,20 @@ def prepare(
       append: add singers to a dataset that exists.
       file_format: tfrecord, or array_record for grain.
       cache_dir: of features; None for `.features` beside the output.
-      runner, beam_options: see graph.run.
+      runner, beam_options: see runners.pipeline.
 
     Returns:
       One line for each recording that was left out.
 
     Raises:
-      UserError: if nothing is usable, or the output exists.
+      UserError: if nothing is usable, the output exists, or there is no such runner.
     """
-    from data_pipeline import appending, extraction
+    graph = _graph()
+    from data_pipeline import appending, extraction, runners
     from data_pipeline.progress import bar
     from svc_jax.geometry import FrameGeometry
 
-    graph = _graph()
+    pipeline = runners.pipeline(runner, beam_options)
     output = _absolute(output_dir)
     partial = output.with_name(f".{output.name}.partial")
     replaced = output.with_name(f".{output.name}.replaced")
@@ -113,8 +114,9 @@ def prepare(
         known_singers=existing.known_singers if existing else (),
         num_shards=tuple((split, len(each)) for split, each in lengths.items()),
     )
-    with bar(os.fspath(partial / graph.PROGRESS), len(recordings)):
-        graph.run(recordings, work, runner, beam_options)
+    progress = bar(os.fspath(partial / graph.PROGRESS), len(recordings))
+    with progress, runners.answering():
+        graph.run(pipeline, recordings, work)
 
     table = _finish(partial, output.name, work, card, found, existing)
     _put_in_place(partial, output, replaced)

@@ -1,6 +1,7 @@
 """Records -> files in the layout of tensorflow-datasets, and an index of them."""
 
 import dataclasses
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -153,8 +154,10 @@ def write_index(folder, split: str, number: int, columns: dict[str, list]):
         "singer_id": np.asarray(columns["singer_id"], np.int32),
         "f0_hz": np.asarray(columns["f0_hz"], np.float32),
     }
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+    npz = io.BytesIO()  # for a file in a bucket is written from its start to its end
+    np.savez(npz, **arrays)
+    with replacing(path) as partial:
+        partial.write_bytes(npz.getvalue())
 
 
 def write_info(folder, shard_lengths: dict[str, list[int]], asr_size, file_format):

@@ -92,7 +92,11 @@ def walk(folder: str) -> list[str] | None:
         root = epath.Path(folder)
         if not root.is_dir():
             return None
-        paths = [os.fspath(path) for path in root.rglob("*") if path.is_file()]
+        paths = [
+            os.fspath(parent / name)
+            for parent, _, files in root.walk()
+            for name in files
+        ]
     else:
         if not os.path.isdir(folder):
             return None

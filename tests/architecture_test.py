@@ -32,6 +32,7 @@ LEVELS = (
         "svc_jax.hlo",
         "data_pipeline.prepare",
         "data_pipeline.graph",
+        "data_pipeline.runners",
         "data_pipeline.report",
         "data_pipeline.appending",
         "data_pipeline.progress",

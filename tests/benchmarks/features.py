@@ -3,7 +3,7 @@
   python tests/benchmarks/features.py
 
 Prints how many times faster than real time loudness, sine excitation and CREPE tiny
-are, and CREPE tiny against torch on the same network, alternating in one run (medians).
+are, what CREPE tiny and the published Wav2Letter take in bfloat16, and CREPE tiny against torch on the same network, alternating in one run (medians).
 The part with torch needs `pip install torch`.
 """
 
@@ -11,13 +11,14 @@ import functools
 import importlib.util
 import statistics
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from svc_jax import dsp, excitation, pitch
-from svc_jax.models import crepe
+from svc_jax.models import crepe, wav2letter
 
 SECONDS = 20
 SAMPLE_RATE = 16_000
@@ -71,6 +72,26 @@ def torch_crepe(params):
     return run
 
 
+def compare_precisions(name: str, network, inputs):
+    """Prints the seconds of a network in float32, and in bfloat16 throughout."""
+    params = jax.jit(network.init)(jax.random.key(0), inputs)["params"]
+    apply = jax.jit(lambda params, x: network.apply({"params": params}, x))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, inputs))
+    whole_program = apply.lower(params, inputs).compile()
+    # There are no spectra in bfloat16.
+    with mock.patch.object(crepe, "fourier", crepe.convolve):
+        half_program = apply.lower(*half).compile()
+    full, halved = medians(
+        lambda: jax.block_until_ready(whole_program(params, inputs)),
+        lambda: jax.block_until_ready(half_program(*half)),
+        repeats=5,
+    )
+    print(
+        f"{name}: float32 {full * 1e3:.0f} ms, bfloat16 {halved * 1e3:.0f} ms,"
+        f" {halved / full:.2f} x as long"
+    )
+
+
 def main():
     rng = np.random.default_rng(0)
     audio = rng.standard_normal((1, SECONDS * SAMPLE_RATE)).astype(np.float32) * 0.1
@@ -94,6 +115,11 @@ def main():
     )
     for name, value in zip(("loudness", "sine", "CREPE tiny"), seconds, strict=True):
         print(f"{name:12s} {SECONDS / value:7.0f} x real time")
+
+    frames = jax.random.normal(jax.random.key(1), (256, crepe.FRAME_LENGTH))
+    compare_precisions("CREPE tiny", network, frames)
+    mfcc = jax.random.normal(jax.random.key(1), (1, 500, 39))
+    compare_precisions("Wav2Letter", wav2letter.Wav2Letter(), mfcc)
 
     if importlib.util.find_spec("torch") is None:
         print("torch is not installed: no comparison")

@@ -31,6 +31,9 @@ from svc_jax.features import FrozenParams
 from svc_jax.geometry import FrameGeometry
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# XLA splits sums by the larger number, of cores or of devices: on a machine with one
+# core, processes agree to the byte only if they have as many devices as this one.
+AS_MANY_DEVICES = {"JAX_NUM_CPU_DEVICES": "8"}
 
 
 def refusal(function, *arguments, **options) -> str:
@@ -606,6 +609,44 @@ def test_two_processes_make_the_same_dataset_to_the_byte(
     assert files_of(tmp_path / "choir") == files_of(dataset)
 
 
+def test_a_job_server_and_a_worker_of_its_own_make_the_same_dataset_to_the_byte(
+    recordings, dataset, tmp_path, wav2letter_file, start, monkeypatch
+):
+    # Beam starts it as `python`; all that it knows of us has travelled.
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    for name, value in AS_MANY_DEVICES.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = start(
+        prepare,
+        f"--input={recordings}",
+        f"--output={tmp_path / 'choir'}",
+        f"--wav2letter={wav2letter_file}",
+        "--f0=yin",
+        "--runner=PortableRunner",
+        "--beam=--job_endpoint=embed",
+        "--beam=--environment_type=LOOPBACK",
+        "--beam=--experiments=use_loopback_process_worker",
+    )
+    assert code == 0
+    assert out.startswith(f"{tmp_path / 'choir'}: 2 singers; ")
+    assert files_of(tmp_path / "choir") == files_of(dataset)
+    assert {path.name for path in tmp_path.iterdir()} == {"choir", ".features"}
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", "BundleBasedDirectRunner"])
+def test_local_runners_make_the_same_dataset_to_the_byte(
+    recordings, dataset, tmp_path, wav2letter_file, runner
+):
+    cache = dataset.parent / ".features"
+    prepared(
+        recordings, tmp_path / "c", wav2letter_file, cache_dir=cache, runner=runner
+    )
+    found, expected = files_of(tmp_path / "c"), files_of(dataset)
+    del found["report.html"], expected["report.html"]  # it has the dataset's name
+    assert found == expected
+
+
 # Adding singers.
 
 
@@ -673,6 +714,7 @@ def start_preparing(recordings, folder, weights_file) -> subprocess.Popen:
             f"--wav2letter={weights_file}",
         ],
         cwd=ROOT,
+        env={**os.environ, **AS_MANY_DEVICES},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
