@@ -68,10 +68,10 @@ def report(config, phase, mesh, chip: hlo.Chip, num_singers: int) -> dict:
     traced = traced_step(config, phase, mesh, num_singers)
     program = traced.lower().compile()
     compile_seconds = time.perf_counter() - started
-    if config.remat != "none":  # what is computed again is no use of the chip
-        plain = config.copy_and_resolve_references()
-        plain.remat = "none"
-        traced = traced_step(plain, phase, mesh, num_singers)
+    # What is computed again, or is padding of a kernel, is no use of the chip.
+    plain = config.copy_and_resolve_references()
+    plain.remat, plain.convolution = "none", "direct"
+    traced = traced_step(plain, phase, mesh, num_singers)
     count = sum(describe.multiply_adds(traced.jaxpr).values())
     text = program.as_text()
     found = hlo.operations(text, chip)

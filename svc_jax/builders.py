@@ -148,28 +148,27 @@ def networks(
 
 def _convolution(config, singing, device) -> dict:
     """How dilated convolutions are computed, as fields of modules."""
-    name = config.convolution
-    if name == "auto":
-        missing = _missing_for_fused(config, singing, device)
-        # By what launch/PERFORMANCE.md measures.
-        name = (
-            "direct" if device.platform != "tpu" else "product" if missing else "fused"
-        )
-    if name == "fused":
-        if missing := _missing_for_fused(config, singing, device):
-            raise UserError(
-                f"config.convolution is 'fused', but {missing}; choose 'auto'."
-            )
-        from svc_jax.models import fused_convolutions, fused_layers
+    missing = _missing_for_fused(config, singing, device)
+    if device.platform != "tpu":
+        fastest = "direct"  # by what launch/PERFORMANCE.md measures
+    else:
+        fastest = "product" if missing else "fused"
+    name = _named(
+        {"auto": fastest, **{way: way for way in (*CONVOLUTIONS, "fused")}},
+        "convolution",
+        config.convolution,
+    )
+    if name != "fused":
+        return {"convolution": CONVOLUTIONS[name]}
+    if missing:
+        raise UserError(f"config.convolution is 'fused', but {missing}; choose 'auto'.")
+    from svc_jax.models import fused_convolutions, fused_layers
 
-        at_once = {"gated_layers": fused_layers.fused}
-        judge = config.discriminator
-        if judge.name == "wavenet" and judge.kernel_size == 3:
-            at_once["leaky_layers"] = fused_convolutions.fused
-        return {"convolution": CONVOLUTIONS["product"], **at_once}
-    known = ("auto", *CONVOLUTIONS, "fused")
-    found = CONVOLUTIONS.get(name)
-    return {"convolution": found or _named(dict.fromkeys(known), "convolution", name)}
+    return {
+        "convolution": CONVOLUTIONS["product"],
+        "gated_layers": fused_layers.fused,
+        "leaky_layers": fused_convolutions.fused,
+    }
 
 
 FUSED_CHANNELS = 64  # two of which fill the registers of a TPU
@@ -185,17 +184,20 @@ def _missing_for_fused(config, singing, device) -> str:
         return f"config.precision is {config.precision!r}, not 'bfloat16'"
     if config.geometry.segment_samples > FUSED_SAMPLES:
         return f"segments are longer than {FUSED_SAMPLES} samples"
-    half = {
-        "channels": FUSED_CHANNELS,
-        "skip_channels": FUSED_CHANNELS,
-        "gate_channels": 2 * FUSED_CHANNELS,
-        "context_channels": FUSED_CHANNELS,
-        "context_gate_channels": 2 * FUSED_CHANNELS,
+    needed = {
         "kernel_size": 3,
+        **dict.fromkeys(
+            ("channels", "skip_channels", "context_channels"), FUSED_CHANNELS
+        ),
+        **dict.fromkeys(("gate_channels", "context_gate_channels"), 2 * FUSED_CHANNELS),
     }
-    for name, needed in half.items():
-        if (found := getattr(singing, name, None)) != needed:
-            return f"config.generator.{name} is {found}, not {needed}"
+    for name, value in needed.items():
+        if (found := getattr(singing, name, None)) != value:
+            return f"config.generator.{name} is {found}, not {value}"
+    judging = config.discriminator
+    for name in ("channels", "kernel_size"):
+        if (found := judging.get(name, needed[name])) != needed[name]:
+            return f"config.discriminator.{name} is {found}, not {needed[name]}"
     return ""
 
 
