@@ -76,7 +76,12 @@ def report(config, phase, mesh, chip: hlo.Chip, num_singers: int) -> dict:
     text = program.as_text()
     found = hlo.operations(text, chip)
     cycles = sum(operation.cycles for operation in found)
-    seconds = cycles / chip.ghz / 1e9
+    collectives = hlo.collectives(text)
+    # XLA has no estimate for it; as if it waited for all the rest.
+    crossing = sum(
+        chip.crossing_seconds(size, mesh.size) for _, size in collectives.values()
+    )
+    seconds = cycles / chip.ghz / 1e9 + crossing
     usage = program.memory_analysis()
     bytes_used = (
         usage.argument_size_in_bytes
@@ -99,7 +104,8 @@ def report(config, phase, mesh, chip: hlo.Chip, num_singers: int) -> dict:
         "step_seconds": seconds,
         "utilisation": 2 * count / mesh.size / 1e12 / chip.teraflops / seconds,
         "audio_seconds_per_second": audio / seconds,
-        "collectives": hlo.collectives(text),
+        "collectives": collectives,
+        "crossing_seconds": crossing,
         "costliest": [
             {"line": line, "share": spent / cycles, "name": name}
             for line, spent, name in hlo.costliest(found)
@@ -126,7 +132,10 @@ def lines(found: dict) -> list[str]:
             f" {found['tflop_per_chip']:.2f} TFLOP of the networks,"
             f" {found['gigabytes_moved']:.1f} GB moved"
         ),
-        f"  between chips: {crossing or 'nothing'}",
+        (
+            f"  between chips: {crossing or 'nothing'}, which takes"
+            f" {found['crossing_seconds'] * 1e3:.1f} ms of the step"
+        ),
         *(
             f"  {one['share']:6.1%}  {one['line']:24s} {one['name'][-90:]}"
             for one in found["costliest"]

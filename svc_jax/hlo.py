@@ -33,6 +33,8 @@ class Chip:
       teraflops: peak of the matrix units, a second.
       gigabytes: of memory.
       bandwidth: of that memory, in GB/s.
+      link: to a neighbour, in GB/s, one way; Google's figure for all links over their
+        number.
       filled: share of the matrix units that products of 128 channels use.
       curves: functions like tanh that the chip computes in a cycle.
     """
@@ -41,6 +43,7 @@ class Chip:
     teraflops: float
     gigabytes: float
     bandwidth: float
+    link: float
     filled: float = 1.0
     curves: int = 1024
 
@@ -52,12 +55,17 @@ class Chip:
             curves / (1e9 * self.ghz * self.curves),
         )
 
+    def crossing_seconds(self, num_bytes: int, num_chips: int) -> float:
+        """Time of a sum over chips in one ring, by one link; a microsecond a hop."""
+        hops = 2 * (num_chips - 1)
+        return hops * (num_bytes / num_chips / (1e9 * self.link) + 1e-6)
+
 
 CHIPS = {
-    "v4": Chip(1.05, 275, 32, 1228, curves=2048),  # two cores, as v5p
-    "v5e": Chip(1.5, 197, 16, 819),
-    "v5p": Chip(1.75, 459, 95, 2765, curves=2048),
-    "v6e": Chip(1.75, 918, 32, 1640, filled=0.25),  # its units are 256 x 256
+    "v4": Chip(1.05, 275, 32, 1228, 50, curves=2048),  # two cores, as v5p
+    "v5e": Chip(1.5, 197, 16, 819, 50),
+    "v5p": Chip(1.75, 459, 95, 2765, 100, curves=2048),
+    "v6e": Chip(1.75, 918, 32, 1640, 100, filled=0.25),  # its units are 256 x 256
 }
 
 

@@ -44,7 +44,7 @@ ENTRY %main (x: f32[256]) -> f32[256] {
 """
 
 # A cycle takes 50 operations, of products of 128 channels; 10 bytes; or 4 curves.
-CHIP = hlo.Chip(1, 0.1, 1, 10, filled=0.5, curves=4)
+CHIP = hlo.Chip(1, 0.1, 1, 10, 2, filled=0.5, curves=4)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,12 @@ CHIP = hlo.Chip(1, 0.1, 1, 10, filled=0.5, curves=4)
 def test_a_kernel_takes_what_its_slowest_part_does(flops, num_bytes, curves, cycles):
     seconds = CHIP.kernel_seconds(flops, num_bytes, curves)
     assert seconds == pytest.approx(cycles * 1e-9)
+
+
+def test_a_sum_over_chips_goes_round_twice():
+    # A quarter of 8000 bytes crosses each link six times, at two bytes a nanosecond.
+    assert CHIP.crossing_seconds(8000, 4) == pytest.approx(6 * (1000e-9 + 1e-6))
+    assert CHIP.crossing_seconds(8000, 1) == 0
 
 
 def test_what_a_loop_repeats_is_counted_as_often():

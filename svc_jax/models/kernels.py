@@ -69,7 +69,10 @@ def call(
             for part, shape, dtype in found.values()
         )
         rows = batch * num_layers * arrays[0].shape[-2]
-        moved = [*arrays, *results]
+        moved = sum(map(_num_bytes, results)) + sum(
+            _num_bytes(array) * (batch if part == "layer" else 1)
+            for (part, _), array in zip(given.values(), arrays, strict=True)
+        )
         return pl.pallas_call(
             body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -91,7 +94,7 @@ def call(
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * rows * work[0] * 128**2,
-                bytes_accessed=sum(map(_num_bytes, moved)),
+                bytes_accessed=moved,
                 transcendentals=rows * work[1],
             ),
             interpret=interpret,
