@@ -73,42 +73,56 @@ class Upsample(nn.Module):
 
     One stage per factor s: nearest repetition, then a filter of 2 s + 1 taps that
     starts as a mean (Parallel WaveGAN's upsampling network).
+
+    Attributes:
+      factors: of the stages.
+      as_product: as TPUs are fast at; it has many zeros.
     """
 
     factors: Sequence[int]
+    as_product: bool = False
 
     @nn.compact
     def __call__(self, x):
         """[B, T, C] -> [B, T * product of factors, C]."""
+        upsampled = _upsampled_as_product if self.as_product else _upsampled
         for index, factor in enumerate(self.factors):
             taps = 2 * factor + 1
             smoothing = self.param(
                 f"filter{index}", nn.initializers.constant(1 / taps), (taps,)
             )
-            x = repeat_and_filter(x, smoothing.astype(x.dtype))
+            x = upsampled(x, _shares(smoothing.astype(x.dtype)))
         return x
 
 
-def repeat_and_filter(x, taps):
-    """Repeats each frame s times, then filters along time: [B, T, C] -> [B, s T, C].
+def _shares(taps):
+    """Of frames t - 1, t and t + 1 in each of the s samples that frame t becomes.
 
-    A repeated frame is heard by several of the 2 s + 1 taps: what comes of frame t is s
-    mixtures of frames t - 1, t and t + 1, and those of all channels are one product.
-
-    Args:
-      x: [B, T, C].
-      taps: [2 s + 1].
+    A repeated frame is heard by several of the 2 s + 1 taps: [2 s + 1] -> three of [s].
     """
-    batch, num_frames, channels = x.shape
     factor = taps.shape[0] // 2
-    # Which of the three frames a tap hears, of each of the s samples.
     heard = (np.arange(factor)[:, None] + np.arange(2 * factor + 1)) // factor
-    shares = jnp.einsum("k,pkj->jp", taps, np.eye(3, dtype=np.float32)[heard])
-    mixing = jnp.kron(shares, jnp.eye(channels, dtype=x.dtype)).astype(x.dtype)
+    return [jnp.sum(jnp.where(heard == k, taps[None], 0), axis=1) for k in range(3)]
+
+
+def _around(x):
+    """The frames before, at and after each: [B, T, C] -> three of the same."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
-    around = [padded[:, k : k + num_frames] for k in range(3)]
-    mixed = jnp.concatenate(around, axis=-1) @ mixing
-    return mixed.reshape(batch, factor * num_frames, channels)
+    return [padded[:, k : k + x.shape[1]] for k in range(3)]
+
+
+def _upsampled(x, shares):
+    """[B, T, C], three of [s] -> [B, s T, C]."""
+    parts = zip(_around(x), shares, strict=True)
+    mixed = sum(x[:, :, None] * share[None, None, :, None] for x, share in parts)
+    return mixed.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _upsampled_as_product(x, shares):
+    """`_upsampled` as one matrix product of all channels."""
+    mixing = jnp.kron(jnp.stack(shares), jnp.eye(x.shape[-1], dtype=x.dtype))
+    mixed = jnp.concatenate(_around(x), axis=-1) @ mixing
+    return mixed.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class GatedLayer(nn.Module):

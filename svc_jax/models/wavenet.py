@@ -45,7 +45,7 @@ class WaveNetGenerator(nn.Module):
       dtype: of what the layers compute; the sine and the audio are float32.
       remat: a policy of `layers.REMAT`.
       convolution: one of `convolutions.CONVOLUTIONS`, of the dilated ones.
-      gated_layers: what computes the layers of a stack at once, as
+      gated_layers: what computes the layers of a stack at once on TPUs, as
         `gated_layers.gated_layers` does; None: they are modules, one after the other.
     """
 
@@ -86,8 +86,9 @@ class WaveNetGenerator(nn.Module):
         self.loudness_context = stack(self.loudness_dilations)
         self.asr_context = stack(self.asr_dilations)
         self.sine_context = stack(self.sine_dilations)
-        self.loudness_upsample = Upsample(self.loudness_factors)
-        self.asr_upsample = Upsample(self.asr_factors)
+        on_tpu = self.gated_layers is not None
+        self.loudness_upsample = Upsample(self.loudness_factors, on_tpu)
+        self.asr_upsample = Upsample(self.asr_factors, on_tpu)
         self.wavenet = WaveNet(
             self.channels,
             self.gate_channels,

@@ -98,9 +98,10 @@ def test_a_new_direction_is_normally_distributed():
     assert scipy.stats.kstest(standard, "norm").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("as_product", [False, True])
 @pytest.mark.parametrize("factors", [(4, 4, 4), (4, 5), (3,), (2, 1)])
-def test_upsampling_repeats_and_filters_each_channel(factors):
-    module, x = Upsample(factors), normal(2, 7, 3)
+def test_upsampling_repeats_and_filters_each_channel(factors, as_product):
+    module, x = Upsample(factors, as_product), normal(2, 7, 3)
     params = built(module, x)
     expected = np.float64(x)
     for index, factor in enumerate(factors):
