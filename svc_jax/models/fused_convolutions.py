@@ -166,9 +166,8 @@ def _backward(shape, x, taps, maps, of_maps, of_last) -> dict:
         @by_rows
         def _(rows):
             # A sample is before the one that is a dilation later, and after another.
-            before = into_around[kernels.moved(rows, reach + dilation), :][:, :channels]
-            after = into_around[kernels.moved(rows, reach - dilation), :][:, channels:]
-            into_signal[rows, :] += before + after
+            after, before, _ = kernels.around(into_around, rows, reach, dilation)
+            into_signal[rows, :] += before[:, :channels] + after[:, channels:]
 
         @pl.when(layer == 0)
         def _():
@@ -206,8 +205,5 @@ def _backward(shape, x, taps, maps, of_maps, of_last) -> dict:
 
 def _heard(signals, rows, reach: int, dilation, dtype):
     """What a layer hears: [rows, 3 C]."""
-    parts = [
-        signals[kernels.moved(rows, reach + moved), :]
-        for moved in (-dilation, dilation, 0)
-    ]
-    return jnp.concatenate(parts, axis=-1).astype(dtype)
+    around = kernels.around(signals, rows, reach, dilation)
+    return jnp.concatenate(around, axis=-1).astype(dtype)

@@ -259,8 +259,7 @@ def _backward(shape, kept, first, rest, gate, bias, out, out_bias, gradient) -> 
         @by_rows
         def _(rows):
             # A sample is before the one that is a dilation later, and after another.
-            before = into_around[kernels.moved(rows, reach + dilation), :]
-            after = into_around[kernels.moved(rows, reach - dilation), :]
+            after, before, _ = kernels.around(into_around, rows, reach, dilation)
             after = jnp.roll(after, channels, axis=1)
             told = into_signal[rows, :]
             told = _halves(told + before + after, told)
@@ -335,10 +334,9 @@ def _halves(first, second):
 def _heard(signals, rest, rows, reach: int, dilation, dtype):
     """What the gate of a layer is computed from: [rows, R]."""
     half = signals.shape[-1] // 2
-    before = signals[kernels.moved(rows, reach - dilation), :][:, :half]
-    after = signals[kernels.moved(rows, reach + dilation), :][:, :half]
-    here = signals[kernels.moved(rows, reach), :]
-    heard = jnp.concatenate([before, after, here], axis=-1).astype(dtype)
+    before, after, here = kernels.around(signals, rows, reach, dilation)
+    heard = jnp.concatenate([before[:, :half], after[:, :half], here], axis=-1)
+    heard = heard.astype(dtype)
     if rest is None:
         return heard
     return jnp.concatenate([heard, rest[rows, :]], axis=-1)

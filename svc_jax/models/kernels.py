@@ -153,6 +153,11 @@ def moved(rows, offset):
     return pl.ds(rows.start + offset, rows.size)
 
 
+def around(ref, rows, reach: int, dilation):
+    """Of what has edges, the rows a dilation before, a dilation after, and here."""
+    return [ref[moved(rows, reach + by), :] for by in (-dilation, dilation, 0)]
+
+
 def clear_edges(ref, reach: int):
     """Nothing is heard before the first sample and after the last."""
     edge = jnp.zeros((reach, ref.shape[1]), ref.dtype)

@@ -3,7 +3,8 @@
   python tests/benchmarks/features.py
 
 Prints how many times faster than real time loudness, sine excitation and CREPE tiny
-are, what CREPE tiny and the published Wav2Letter take in bfloat16, and CREPE tiny against torch on the same network, alternating in one run (medians).
+are, what CREPE tiny and the published Wav2Letter take in bfloat16, and CREPE tiny
+against torch on the same network, alternating in one run (medians).
 The part with torch needs `pip install torch`.
 """
 
