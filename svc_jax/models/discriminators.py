@@ -44,14 +44,14 @@ class WaveNetDiscriminator(nn.Module):
         conv = functools.partial(
             Conv, kernel_size=self.kernel_size, convolution=self.convolution
         )
+        at_once = self.leaky_layers and not self.is_initializing()
         maps = []
-        for index, dilation in enumerate(self.dilations[:-1]):
+        for index, dilation in enumerate(self.dilations[: 1 if at_once else -1]):
             x = conv(self.channels, dilation=dilation, name=f"layer{index}")(x)
             x = nn.leaky_relu(x, LEAK)
             maps.append(x)
-            if self.leaky_layers and not self.is_initializing():
-                maps += self._others(x)
-                break
+        if at_once:
+            maps += self._others(x)
         x = maps[-1]
         logits = conv(1, dilation=self.dilations[-1], name="output")(x)
         return [[*maps, logits]]

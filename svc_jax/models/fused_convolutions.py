@@ -99,9 +99,8 @@ def _forward(shape, x, taps, bias):
     }
     found = {"maps": ("both", (num_samples, channels), dtype)}
     memory = {"signals": (2, num_samples + 2 * reach, channels)}
-    return kernels.call(kernel, dilations, given, found, memory, (2, 0), interpret)[
-        "maps"
-    ]
+    done = kernels.call(kernel, dilations, given, found, memory, (2, 0), interpret)
+    return done["maps"]
 
 
 def _backward(shape, x, taps, maps, of_maps, of_last) -> dict:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svc_jax import hlo, sharding
 from svc_jax.models import fused_convolutions, kernels
 from svc_jax.models.convolutions import leaky_layers
 from svc_jax.models.discriminators import WaveNetDiscriminator
+from tests.models.alike import assert_alike, slice_mesh, what_crosses
 
 DILATIONS = (1, 2, 3, 17)
 
@@ -51,10 +51,7 @@ def test_the_kernel_is_the_layers_and_its_gradients_theirs(num_samples, monkeypa
     kernel = functools.partial(fused_convolutions.fused, interpret=True)
     found = maps_and_gradients(kernel, given)
     expected = maps_and_gradients(leaky_layers, given)
-    for ours, theirs in zip(
-        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert_alike(found, expected, atol=2e-5)
 
 
 def test_a_discriminator_of_layers_at_once_is_the_one_of_modules():
@@ -74,12 +71,7 @@ def test_a_discriminator_of_layers_at_once_is_the_one_of_modules():
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, audio)
 
-    for ours, theirs in zip(
-        jax.tree.leaves(run(at_once, params, audio)),
-        jax.tree.leaves(run(modules, params, audio)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert_alike(run(at_once, params, audio), run(modules, params, audio), atol=1e-5)
 
 
 @pytest.mark.proof
@@ -87,22 +79,13 @@ def test_a_discriminator_of_layers_at_once_is_the_one_of_modules():
 def test_chips_take_a_segment_of_16000_samples(slice_of, monkeypatch):
     """Forward and backward, by the compiler of the chips; only weights' gradients cross."""
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_of)
-    mesh = sharding.mesh_of(topology.devices, 1)
-    given = jax.eval_shape(lambda: drawn(mesh.size, 16_000, 64, jnp.bfloat16))
-    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    x, taps, bias = (
-        jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
-        for array, place in zip(given, (split, whole, whole), strict=True)
-    )
+    mesh = slice_mesh(slice_of)
+    x, *whole = jax.eval_shape(lambda: drawn(mesh.size, 16_000, 64, jnp.bfloat16))
 
     def loss(x, taps, bias):
         maps = fused_convolutions.fused(x, taps, bias, DILATIONS)
         return jnp.sum(jnp.square(maps[-1].astype(jnp.float32)))
 
-    gradients = sharding.on_mesh(jax.grad(loss, argnums=(0, 1, 2)), mesh)
-    text = jax.jit(gradients).lower(x, taps, bias).compile().as_text()
-    assert set(hlo.collectives(text)) == {"all-reduce"}
+    gradients = jax.grad(loss, argnums=(0, 1, 2))
+    assert what_crosses(mesh, gradients, [x], whole) == {"all-reduce"}

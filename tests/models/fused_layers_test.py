@@ -12,6 +12,7 @@ from svc_jax import hlo, sharding
 from svc_jax.models import fused_layers, kernels
 from svc_jax.models.gated_layers import Weights, gated_layers
 from svc_jax.models.wavenet import WaveNetGenerator
+from tests.models.alike import assert_alike, slice_mesh, what_crosses
 from tests.models.wavenet_test import embed_and_sing, inputs, random_params
 
 DILATIONS = (1, 2, 4, 17)
@@ -62,10 +63,7 @@ def test_the_kernel_is_the_layers_and_its_gradients_theirs(
     kernel = functools.partial(fused_layers.fused, interpret=True)
     found = value_and_gradients(kernel, given)
     expected = value_and_gradients(gated_layers, given)
-    for ours, theirs in zip(
-        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert_alike(found, expected, atol=2e-5)
 
 
 def test_nothing_is_heard_beyond_the_ends():
@@ -130,12 +128,7 @@ def test_a_generator_of_layers_at_once_is_the_one_of_modules(num_singers):
 
         return jax.grad(loss, has_aux=True)(params)
 
-    for ours, theirs in zip(
-        jax.tree.leaves(run(at_once, params)),
-        jax.tree.leaves(run(modules, params)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_alike(run(at_once, params), run(modules, params), atol=1e-4)
 
 
 @pytest.mark.proof
@@ -144,25 +137,15 @@ def test_a_generator_of_layers_at_once_is_the_one_of_modules(num_singers):
 def test_chips_take_a_segment_of_16000_samples(slice_of, told, monkeypatch):
     """Forward and backward, by the compiler of the chips; only weights' gradients cross."""
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_of)
-    mesh = sharding.mesh_of(topology.devices, 1)
-    given = jax.eval_shape(lambda: drawn(told, mesh.size, 16_000, 64, jnp.bfloat16))
-
-    def on(place, tree):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree
-        )
-
-    x, condition = on(sharding.batch_sharding(mesh), given[:2])
-    weights = on(sharding.replicated(mesh), given[2])
+    mesh = slice_mesh(slice_of)
+    *split, weights = jax.eval_shape(
+        lambda: drawn(told, mesh.size, 16_000, 64, jnp.bfloat16)
+    )
 
     def loss(x, condition, weights):
         result = fused_layers.fused(x, condition, weights, DILATIONS, SCALE)
         return jnp.sum(jnp.square(result.astype(jnp.float32)))
 
-    gradients = sharding.on_mesh(jax.grad(loss, argnums=(0, 1, 2)), mesh)
-    text = jax.jit(gradients).lower(x, condition, weights).compile().as_text()
-    assert set(hlo.collectives(text)) == {"all-reduce"}
+    gradients = jax.grad(loss, argnums=(0, 1, 2))
+    assert what_crosses(mesh, gradients, split, [weights]) == {"all-reduce"}
