@@ -133,6 +133,21 @@ def test_spectrogram_is_the_floored_magnitude_of_the_centred_stft(n_fft, hop_len
     )
 
 
+@pytest.mark.parametrize("power", [dsp.power_by_fft, dsp.power_by_product])
+@pytest.mark.parametrize("size", [64, 512, 2048])
+def test_power_of_frames_is_that_in_float64_and_so_is_its_slope(power, size):
+    frames = dsp.hann(size) * np.stack([singing(size), noise(size, 1e-3)])[:, None]
+    spectrum = np.fft.rfft(frames.astype(np.float64))
+    expected, waves = np.abs(spectrum) ** 2, np.fft.rfft(np.eye(size))
+    result, slope = jax.vjp(power, frames)
+    loudest = expected.max(axis=-1, keepdims=True)
+    assert (np.abs(result - expected) < 1e-6 * loudest).all()
+    weights = np.random.default_rng(0).uniform(size=expected.shape).astype(np.float32)
+    [result] = slope(weights)
+    expected = 2 * np.real((weights * np.conj(spectrum)) @ waves.T)
+    assert np.abs(result - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(
     ("hz", "published_db"),  # IEC 61672-1, table 3
     [(31.5, -39.4), (63, -26.2), (125, -16.1), (250, -8.6), (500, -3.2), (1000, 0.0)]
