@@ -19,7 +19,7 @@ from svc_jax.types import Features, Noise
 if TYPE_CHECKING:
     from svc_jax.bundles import Model
 
-CHUNK_SAMPLES = 2 * NOISE_BLOCK  # about as many at a time: 1 GB for the paper's
+CHUNK_SAMPLES = 3 * NOISE_BLOCK  # about as many at a time: 1 GB for the paper's
 MAX_SEMITONES = 48
 
 
@@ -108,8 +108,8 @@ _frame_phase = jax.jit(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sing(generator, params, features, voice, noise):
-    return generator.apply({"params": params}, features, voice, noise)
+def _sing(generator, params, features, voice, noise, within):
+    return generator.apply({"params": params}, features, voice, noise, **within)
 
 
 def synthesize(model: "Model", features: Features, voice, *, seed: int = 0):
@@ -155,29 +155,38 @@ def sing(
     Yields:
       float32, together [T * hop_length].
     """
-    geometry = model.extractor.geometry
+    generator, geometry = model.generator, model.extractor.geometry
     total = f0_hz.size * geometry.hop_length
-    grid = geometry.asr_hop_length
-    context = -(-model.generator.context_samples() // grid) * grid
     chunk_samples = geometry.padded_length(CHUNK_SAMPLES)
-    window = min(total, chunk_samples + 2 * context)
+
+    def around(start: int, context: int):
+        """A chunk with its context, in samples: one shape for all chunks.
+
+        At the file's ends the network sees its true ends.
+        """
+        context = geometry.padded_length(context)
+        window = min(total, chunk_samples + 2 * context)
+        first = min(max(start - context, 0), total - window)
+        return first, first + window
+
+    def frames(first: int, last: int) -> slice:
+        return slice(first // geometry.hop_length, last // geometry.hop_length)
+
     rng, read = jax.random.key(seed), _Window(content)
-    turns = _start_phases(f0_hz, geometry)
+    turns, grid = _start_phases(f0_hz, geometry), geometry.asr_hop_length
     for start in range(0, total, chunk_samples):
         stop = min(start + chunk_samples, total)
-        # One shape for all chunks; at the file's ends the network sees its true ends.
-        first = min(max(start - context, 0), total - window)
-        frames = slice(
-            first // geometry.hop_length, (first + window) // geometry.hop_length
-        )
+        seen, seen_last = around(start, generator.context_samples())
+        first, last = around(start, generator.audio_context_samples())
         chunk = Features(
-            f0_hz[None, frames],
-            loudness_db[None, frames],
-            read(first // grid, (first + window) // grid)[None],
+            f0_hz[None, frames(first, last)],
+            loudness_db[None, frames(seen, seen_last)],
+            read(seen // grid, seen_last // grid)[None],
         )
-        z, normal = _noise_span(rng, first, window)
-        noise = Noise(z[None], normal[None], turns[None, frames.start])
-        sung = _sing(model.generator, model.params, chunk, voice, noise)
+        z, normal = _noise_span(rng, first, last - first)
+        noise = Noise(z[None], normal[None], turns[None, first // geometry.hop_length])
+        within = {"first": first - seen} if seen_last - seen > last - first else {}
+        sung = _sing(generator, model.params, chunk, voice, noise, within)
         yield np.asarray(sung)[0, start - first : stop - first]
 
 

@@ -73,9 +73,11 @@ def test_chunks_are_the_whole(model, monkeypatch, num_asr_frames):
     assert np.abs(whole).max() > 0.1  # there is something to compare
 
 
-def test_chunks_without_context_would_not_be_the_whole(model, monkeypatch):
+@pytest.mark.parametrize("context", ["context_samples", "audio_context_samples"])
+def test_chunks_without_context_would_not_be_the_whole(model, monkeypatch, context):
     monkeypatch.setattr(synthesis, "CHUNK_SAMPLES", CHUNK)
-    monkeypatch.setattr(type(model.generator), "context_samples", lambda _: 0)
+    for name in {context, "audio_context_samples"}:
+        monkeypatch.setattr(type(model.generator), name, lambda _: 0)
     features = features_of(47)
     voice, _ = synthesis.voice_of(model, {"alto": 1.0})
     chunked = synthesis.synthesize(model, features, voice, seed=3)

@@ -211,3 +211,7 @@ class SourceFilterGenerator(nn.Module):
         behind = self.num_blocks * (self.kernel_size - 1 - self.lookahead)
         frames = max(behind, self._lookahead_frames()) + 2 * stft.OVERLAP
         return frames * self.hop_length
+
+    def audio_context_samples(self) -> int:
+        """The same for noise and f0: all layers see what the first one sees."""
+        return self.context_samples()

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from svc_jax import excitation
 from svc_jax.geometry import FrameGeometry
@@ -105,13 +106,18 @@ class WaveNetGenerator(nn.Module):
         """[B] int32 -> voices [B, embedding_size]; of size 0 with one singer."""
         return self.singers(singer_id)
 
-    def __call__(self, features: Features, voice, noise: Noise) -> jax.Array:
+    def __call__(
+        self, features: Features, voice, noise: Noise, first=None
+    ) -> jax.Array:
         """Synthesises audio.
 
         Args:
           features: f0_hz [B, T], loudness_db [B, T], asr_features [B, A, D].
           voice: [B, embedding_size], from `embed`, or a mixture of such.
           noise: z, excitation [B, N], phase [B].
+          first: where they say of a longer span how loud it is and what is said: of its
+            samples the first that is sung, on the grid of ASR frames. The context
+            stacks look far, and are cheap; only they need to see that far.
 
         Returns:
           [B, N], N = T * hop_length.
@@ -129,9 +135,20 @@ class WaveNetGenerator(nn.Module):
             x.astype(self.dtype)
             for x in (loudness, features.asr_features, sine, noise.z[..., None], voice)
         )
-        loudness = self.loudness_upsample(self.loudness_context(loudness))
-        content = self.asr_upsample(self.asr_context(content))
-        condition = [loudness, content, self.sine_context(sine)]
+
+        def sung(x, factors):
+            if first is None:
+                return x
+            hop = math.prod(factors)
+            return lax.dynamic_slice_in_dim(x, first // hop, z.shape[1] // hop, axis=1)
+
+        loudness = sung(self.loudness_context(loudness), self.loudness_factors)
+        content = sung(self.asr_context(content), self.asr_factors)
+        condition = [
+            self.loudness_upsample(loudness),
+            self.asr_upsample(content),
+            self.sine_context(sine),
+        ]
         audio = self.wavenet(z, jnp.concatenate(condition, axis=-1), voice)
         return audio.astype(jnp.float32)
 
@@ -156,23 +173,35 @@ class WaveNetGenerator(nn.Module):
             "wavenet": stack(1, self.dilations),
         }
 
+    def _reach(self, dilations) -> int:
+        """To each side, in the stack's own samples."""
+        return receptive_field(self.kernel_size, dilations) // 2
+
     def context_samples(self) -> int:
         """How far, in samples to each side, an output sample depends on its input."""
-
-        def reach(dilations, factors=()):
-            hop = math.prod(factors)
-            stack = hop * (receptive_field(self.kernel_size, dilations) // 2)
-            # A stage of factor s filters s of its own samples to each side.
-            rates = [hop // math.prod(factors[: k + 1]) for k in range(len(factors))]
-            smoothing = sum(f * r for f, r in zip(factors, rates, strict=True))
-            return stack + smoothing + hop
-
         contexts = (
-            reach(self.loudness_dilations, self.loudness_factors),
-            reach(self.asr_dilations, self.asr_factors),
-            reach(self.sine_dilations),
+            math.prod(factors) * self._reach(dilations) + _smoothing(factors)
+            for dilations, factors in (
+                (self.loudness_dilations, self.loudness_factors),
+                (self.asr_dilations, self.asr_factors),
+            )
         )
-        return max(contexts) + receptive_field(self.kernel_size, self.dilations) // 2
+        sine = self._reach(self.sine_dilations) + 1
+        return max(*contexts, sine) + self._reach(self.dilations)
+
+    def audio_context_samples(self) -> int:
+        """The same for noise, f0 and what the context stacks give."""
+        upsampled = (_smoothing(self.loudness_factors), _smoothing(self.asr_factors))
+        sine = self._reach(self.sine_dilations) + 1
+        return max(*upsampled, sine) + self._reach(self.dilations)
+
+
+def _smoothing(factors: Sequence[int]) -> int:
+    """How far upsampled frames are mixed, in samples to each side, a frame included."""
+    hop = math.prod(factors)
+    rates = [hop // math.prod(factors[: k + 1]) for k in range(len(factors))]
+    # A stage of factor s filters s of its own samples to each side.
+    return sum(f * r for f, r in zip(factors, rates, strict=True)) + hop
 
 
 class WaveNetLayer(nn.Module):

@@ -353,15 +353,9 @@ def test_no_input_beyond_the_stated_context_is_seen(fields):
     def slope(sample, features, noise):
         return sing(module)(params, SINGERS, features, noise)[0, sample]
 
-    context = module.context_samples()
-    reach = 0
-    for sample in range(num_samples // 2 - 8, num_samples // 2 + 9):
-        by_features, by_noise = slope(sample, features, noise)
-        for sloped in (
-            by_features.loudness_db,
-            by_features.asr_features,
-            *(by_noise.z, by_noise.excitation),
-        ):
+    def reach_of(sample, slopes) -> int:
+        reach = 0
+        for sloped in slopes:
             along = np.abs(np.reshape(sloped[0], (sloped.shape[1], -1))).sum(1)
             hop = num_samples // along.size
             seen = np.flatnonzero(along)
@@ -370,14 +364,28 @@ def test_no_input_beyond_the_stated_context_is_seen(fields):
             reach = max(
                 reach, sample - last, sample - first, last - sample, first - sample
             )
-    assert reach <= context
-    assert context - reach < 2 * math.prod(module.asr_factors)
+        return reach
+
+    reach = audio_reach = 0
+    for sample in range(num_samples // 2 - 8, num_samples // 2 + 9):
+        by_features, by_noise = slope(sample, features, noise)
+        audio_reach = max(audio_reach, reach_of(sample, jax.tree.leaves(by_noise)[:2]))
+        told = by_features.loudness_db, by_features.asr_features
+        reach = max(reach, reach_of(sample, told))
+    frame = math.prod(module.asr_factors)
+    assert 0 <= module.context_samples() - max(reach, audio_reach) < 2 * frame
+    assert audio_reach <= module.audio_context_samples()
+    # The rest is of the filters that follow the context stacks.
+    assert module.audio_context_samples() - audio_reach < 3 * frame
 
 
 def test_the_defaults_context_covers_both_halves_of_the_field_of_view():
     context = WaveNetGenerator(1).context_samples()
     assert context >= 3069 + 24 * 320  # the WaveNet's, then that of the ASR's stack
     assert context < 3069 + 24 * 320 + 1000
+    audio_context = WaveNetGenerator(1).audio_context_samples()
+    assert audio_context >= 3069 + 510  # the sine's stack
+    assert audio_context < 3069 + 1000
 
 
 @pytest.mark.parametrize("first", [6, 10])
@@ -405,6 +413,31 @@ def test_a_part_sung_with_its_context_is_a_part_of_the_whole(first):
     context = SMALL.context_samples()
     difference = np.abs(part - whole[:, samples])
     inside = difference[:, context:-context]
+    assert inside.shape[1] > 100
+    assert inside.max() < 1e-6
+    assert difference.max() > 1e-4
+
+
+@pytest.mark.parametrize("first", [0, 20, 58])
+def test_audio_within_longer_features_is_a_part_of_the_whole(first):
+    features, noise = inputs(SMALL, 160, 80)
+    f0_hz = np.full((2, 160), 500, np.float32)  # 32 samples a turn, as above
+    features = features.replace(f0_hz=f0_hz)
+    params = randomised(SMALL, features, noise)
+    whole = sing(SMALL)(params, SINGERS, features, noise)
+    last = first + 22  # in frames of 16 samples, as ASR's
+    frames, samples = slice(2 * first, 2 * last), slice(16 * first, 16 * last)
+    part = jax.jit(SMALL.apply)(
+        {"params": params},
+        features.replace(f0_hz=f0_hz[:, frames]),
+        SMALL.apply({"params": params}, SINGERS, method="embed"),
+        Noise(noise.z[:, samples], noise.excitation[:, samples], noise.phase),
+        16 * first,
+    )
+    context = SMALL.audio_context_samples()
+    assert context < SMALL.context_samples()
+    difference = np.abs(part - whole[:, samples])
+    inside = difference[:, 0 if first == 0 else context : -context]
     assert inside.shape[1] > 100
     assert inside.max() < 1e-6
     assert difference.max() > 1e-4
