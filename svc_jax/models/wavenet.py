@@ -115,9 +115,9 @@ class WaveNetGenerator(nn.Module):
           features: f0_hz [B, T], loudness_db [B, T], asr_features [B, A, D].
           voice: [B, embedding_size], from `embed`, or a mixture of such.
           noise: z, excitation [B, N], phase [B].
-          first: where they say of a longer span how loud it is and what is said: of its
-            samples the first that is sung, on the grid of ASR frames. The context
-            stacks look far, and are cheap; only they need to see that far.
+          first: where loudness and ASR features are of a longer span than f0 and noise,
+            the sample of it at which those begin, on the grid of ASR frames: the
+            context stacks look far, and are cheap.
 
         Returns:
           [B, N], N = T * hop_length.
