@@ -168,6 +168,7 @@ def main(_, flags):
             " v5e:4x4."
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened
     try:
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=flags.topology

@@ -91,18 +91,31 @@ class Upsample(nn.Module):
             smoothing = self.param(
                 f"filter{index}", nn.initializers.constant(1 / taps), (taps,)
             )
-            x = upsampled(x, _shares(smoothing.astype(x.dtype)))
+            shares = _of_each_example(_shares(smoothing), x.shape[0])
+            x = upsampled(x, shares.astype(x.dtype))
         return x
 
 
 def _shares(taps):
     """Of frames t - 1, t and t + 1 in each of the s samples that frame t becomes.
 
-    A repeated frame is heard by several of the 2 s + 1 taps: [2 s + 1] -> three of [s].
+    A repeated frame is heard by several of the 2 s + 1 taps: [2 s + 1] -> [3, s].
     """
     factor = taps.shape[0] // 2
     heard = (np.arange(factor)[:, None] + np.arange(2 * factor + 1)) // factor
-    return [jnp.sum(jnp.where(heard == k, taps[None], 0), axis=1) for k in range(3)]
+    return jnp.stack(
+        [jnp.sum(jnp.where(heard == k, taps[None], 0), axis=1) for k in range(3)]
+    )
+
+
+def _of_each_example(shares, batch_size: int):
+    """[3, s] -> [B, 3, s], so that gradients are summed on a chip before they cross.
+
+    Without the barrier XLA for TPUs sums over chips first: by time or by channel.
+    """
+    return lax.optimization_barrier(
+        jnp.broadcast_to(shares, (batch_size, *shares.shape))
+    )
 
 
 def _around(x):
@@ -112,17 +125,21 @@ def _around(x):
 
 
 def _upsampled(x, shares):
-    """[B, T, C], three of [s] -> [B, s T, C]."""
-    parts = zip(_around(x), shares, strict=True)
-    mixed = sum(x[:, :, None] * share[None, None, :, None] for x, share in parts)
+    """[B, T, C], [B, 3, s] -> [B, s T, C]."""
+    parts = enumerate(_around(x))
+    mixed = sum(x[:, :, None] * shares[:, k, None, :, None] for k, x in parts)
     return mixed.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _upsampled_as_product(x, shares):
     """`_upsampled` as one matrix product of all channels."""
-    mixing = jnp.kron(jnp.stack(shares), jnp.eye(x.shape[-1], dtype=x.dtype))
-    mixed = jnp.concatenate(_around(x), axis=-1) @ mixing
-    return mixed.reshape(x.shape[0], -1, x.shape[-1])
+    batch_size, _, channels = x.shape
+    identity = jnp.eye(channels, dtype=x.dtype)
+    mixing = jnp.einsum("bks,cd->bkcsd", shares, identity)
+    mixed = jnp.concatenate(_around(x), axis=-1) @ mixing.reshape(
+        batch_size, 3 * channels, -1
+    )
+    return mixed.reshape(batch_size, -1, channels)
 
 
 class GatedLayer(nn.Module):

@@ -24,6 +24,7 @@ CHIP = hlo.CHIPS["v5e"]
 
 def main():
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     mesh = sharding.mesh_of(topology.devices, 1)
     config = multi.get_config("paper")

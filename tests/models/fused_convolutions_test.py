@@ -76,10 +76,9 @@ def test_a_discriminator_of_layers_at_once_is_the_one_of_modules():
 
 @pytest.mark.proof
 @pytest.mark.parametrize("slice_of", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_chips_take_a_segment_of_16000_samples(slice_of, monkeypatch):
+def test_chips_take_a_segment_of_16000_samples(slice_of):
     """Forward and backward, by the compiler of the chips; only weights' gradients cross."""
     pytest.importorskip("libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     mesh = slice_mesh(slice_of)
     x, *whole = jax.eval_shape(lambda: drawn(mesh.size, 16_000, 64, jnp.bfloat16))
 
