@@ -386,6 +386,15 @@ def differentiable(function, params, parts):
     return results, back
 
 
+def running_mean(mean, params, step, decay: float):
+    """The mean of a generator's parameters, those of an update added.
+
+    Its memory is short at first, so that a short run's mean is not its initialisation.
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mean, params)
+
+
 def guarded(old: TrainState, new: TrainState, metrics) -> TrainState:
     """The new state; the old one, the step counted, if a metric is not finite.
 
@@ -402,6 +411,31 @@ def guarded(old: TrainState, new: TrainState, metrics) -> TrainState:
     )
     kept = jax.tree.map(lambda was, now: jnp.where(skip, was, now), old, new)
     return kept.replace(step=new.step, guard=guard)
+
+
+def songs(networks: Networks, phase: Phase, params, frozen, batch: Batch, rng):
+    """What the passes of a phase sing, side by side: features, singers, fresh noise.
+
+    Args:
+      networks, phase, frozen, batch: as in `train_step`.
+      params: of the generator that sings the sources of mixup.
+      rng: key of an update.
+
+    Returns:
+      (Features, [B * P] singers, Noise).
+    """
+    rng_noise, rng_other, rng_mixup = jax.random.split(rng, 3)
+    batch_size, num_samples = batch.audio.shape
+    sources, singers = [batch.features], [batch.singer_id]
+    if phase.unaligned:
+        num_singers = networks.generator.num_singers
+        sources.append(batch.features)
+        singers.append(other_singers(rng_other, batch.singer_id, num_singers))
+    if phase.mixup:
+        sources.append(back_translated(networks, params, frozen, batch, rng_mixup))
+        singers.append(batch.singer_id)
+    noise = draw_noise(rng_noise, batch_size * len(sources), num_samples)
+    return side_by_side(sources), side_by_side(singers), noise
 
 
 def train_step(
@@ -433,22 +467,8 @@ def train_step(
       (state, metrics); the loss terms are means over the passes they apply to.
     """
     rng = jax.random.fold_in(rng, state.step)
-    rng_noise, rng_other, rng_mixup = jax.random.split(rng, 3)
-    batch_size, num_samples = batch.audio.shape
     names = phase.passes
-
-    sources, singers = [batch.features], [batch.singer_id]
-    if phase.unaligned:
-        num_singers = networks.generator.num_singers
-        sources.append(batch.features)
-        singers.append(other_singers(rng_other, batch.singer_id, num_singers))
-    if phase.mixup:
-        sources.append(
-            back_translated(networks, state.generator.params, frozen, batch, rng_mixup)
-        )
-        singers.append(batch.singer_id)
-    noise = draw_noise(rng_noise, batch_size * len(names), num_samples)
-    sung = (side_by_side(sources), side_by_side(singers), noise)
+    sung = songs(networks, phase, state.generator.params, frozen, batch, rng)
     sung = parts_of(sung, len(names), accumulate)
     batches = parts_of(batch, 1, accumulate)
 
@@ -512,13 +532,6 @@ def train_step(
     metrics["grad_norm/generator"] = optax.tree.norm(grads)
     metrics["learning_rate/generator"] = rate
 
-    # A short memory at first, so that a short run's mean is not its initialisation.
-    decay = jnp.minimum(objective.ema_decay, (1 + state.step) / (10 + state.step))
-    ema_params = jax.tree.map(
-        lambda mean, new: decay * mean + (1 - decay) * new,
-        state.ema_params,
-        generator.params,
-    )
     for name, old, new in (
         ("generator", state.generator, generator),
         ("discriminator", state.discriminator, discriminator),
@@ -530,7 +543,9 @@ def train_step(
         step=state.step + 1,
         generator=generator,
         discriminator=discriminator,
-        ema_params=ema_params,
+        ema_params=running_mean(
+            state.ema_params, generator.params, state.step, objective.ema_decay
+        ),
     )
     state = guarded(state, updated, metrics)
     metrics["guard/in_a_row"] = state.guard.in_a_row

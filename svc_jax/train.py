@@ -11,166 +11,11 @@ prints the networks and their cost instead.
 import functools
 import math
 import pathlib
-import shutil
 import sys
 
 from svc_jax import command_line
 
-SCALES = "feature_scales.json"  # of the perceptual losses, in the workdir
 EVIDENCE = "not_finite"  # batches that the guard rolled back for, in the workdir
-
-
-def find_dataset(config, workdir):
-    """The dataset of a run, made first if it is the embedded one.
-
-    Args:
-      config: of the run.
-      workdir: gets the embedded dataset.
-
-    Returns:
-      (the dataset's folder, its card).
-
-    Raises:
-      UserError: if there is none.
-    """
-    from data_pipeline import embedded_dataset, schema
-    from svc_jax import builders
-    from svc_jax.errors import UserError
-
-    data_dir = config.data.dir
-    if config.data.embedded and not data_dir:
-        folder = pathlib.Path(workdir) / "data"
-        data_dir = embedded_dataset.make(folder, builders.geometry(config))
-    if not data_dir:
-        raise UserError(
-            "config.data.dir is empty; name a dataset with --config.data.dir=DATASET"
-            " (data_pipeline.prepare makes one from recordings)."
-        )
-    return data_dir, schema.Card.of_dataset(data_dir)
-
-
-def claim_dataset(config, workdir):
-    """Keeps the description and networks of a run's dataset with the run.
-
-    Args:
-      config: of the run.
-      workdir: gets singers.json and frozen/, so that it converts on its own.
-
-    Returns:
-      As `find_dataset`.
-
-    Raises:
-      UserError: if there is no dataset, or it differs from the run's.
-    """
-    from data_pipeline import schema
-    from svc_jax import checkpoints
-    from svc_jax.errors import UserError
-
-    workdir = pathlib.Path(workdir)
-    data_dir, card = find_dataset(config, workdir)
-    if not checkpoints.has_begun(workdir):
-        shutil.copytree(
-            pathlib.Path(data_dir) / schema.FROZEN,
-            workdir / schema.FROZEN,
-            dirs_exist_ok=True,
-        )
-        card.write(workdir)
-        (workdir / SCALES).unlink(missing_ok=True)
-    elif schema.Card.read(workdir) != card:
-        raise UserError(
-            f"{data_dir}: not the dataset that {workdir} was trained on; choose another"
-            " --workdir."
-        )
-    return data_dir, card
-
-
-def claim(config, workdir):
-    """Makes a workdir this run's; process 0 does it for all.
-
-    Raises:
-      UserError: if it is another run's, or there is nothing to train on.
-    """
-    import jax
-
-    from svc_jax import checkpoints
-    from svc_jax.errors import UserError
-
-    made = pathlib.Path(workdir) / "data" / "dataset"
-    to_be_made = config.data.embedded and not config.data.dir and not made.exists()
-    if to_be_made and jax.process_count() > 1:
-        raise UserError(
-            f"{made}: the embedded dataset is made by one process; start the run with"
-            " one until it trains, then with several."
-        )
-    checkpoints.claim_workdir(workdir, config)
-    claim_dataset(config, workdir)
-
-
-def load_frozen(config, card, folder):
-    """The frozen networks of the losses, and their weights.
-
-    L_crepe and the f0 of mixup hear by CREPE tiny whatever made the dataset's f0.
-
-    Args:
-      config: of the run.
-      card: of its dataset.
-      folder: holds frozen/.
-
-    Returns:
-      (FeatureExtractor, FrozenParams).
-    """
-    from data_pipeline import schema
-    from svc_jax import builders, weights
-    from svc_jax.features import FrozenParams
-
-    frozen = pathlib.Path(folder) / schema.FROZEN
-    wav2letter = weights.wav2letter(frozen / "wav2letter.safetensors")
-    crepe = None
-    if card.f0["network"] == "crepe-tiny":
-        crepe = weights.crepe("tiny", frozen / "crepe.safetensors")
-    elif card.f0["network"] != "yin":
-        crepe = weights.crepe("tiny")
-    extractor = builders.extractor(
-        builders.geometry(config),
-        wav2letter.config,
-        card.asr["layer"],
-        "tiny" if crepe else None,
-        card.f0["hop_length"],
-    )
-    return extractor, FrozenParams(crepe and crepe.params, wav2letter.params)
-
-
-def loader(name: str):
-    """The module whose train_batches and eval_batches config.data.loader names.
-
-    Raises:
-      UserError: for an unknown name.
-    """
-    from data_pipeline import grain_pipeline, input_pipeline
-    from svc_jax.errors import UserError
-
-    loaders = {"tf": input_pipeline, "grain": grain_pipeline}
-    if name not in loaders:
-        known = ", ".join(loaders)
-        raise UserError(f"config.data.loader is {name!r}; choose one of {known}.")
-    return loaders[name]
-
-
-def run_scales(workdir, networks, objective, frozen, batch):
-    """Scales of the perceptual losses: measured once, then the run's own."""
-    import json
-
-    import jax
-
-    from svc_jax import checkpoints, sharding, steps
-
-    path = pathlib.Path(workdir) / SCALES
-    if not path.exists():
-        measure = jax.jit(functools.partial(steps.feature_scales, networks, objective))
-        values = jax.device_get(measure(frozen, batch))
-        scales = {name: float(value) for name, value in values.items()}
-        sharding.once(checkpoints.write_json, path, scales)
-    return json.loads(path.read_text())
 
 
 def rolled_back(restored, guard, step: int, batch: dict, limits, workdir):
@@ -261,61 +106,9 @@ def _train_alone(config, workdir: pathlib.Path, span):
     """As `train`, in a workdir where nobody else trains."""
     import jax
 
-    from data_pipeline import input_pipeline
-    from svc_jax import builders, checkpoints, metrics, sharding, steps, validation
-    from svc_jax.errors import UserError
-    from svc_jax.types import Batch
+    from svc_jax import checkpoints, metrics, runs
 
-    geometry = builders.geometry(config)
-    batches_of = loader(config.data.loader)
-    mesh = sharding.make_mesh(config.num_model)
-    num_shares = mesh.shape["data"] * config.accumulate
-    if config.batch_size % num_shares:
-        raise UserError(
-            f"config.batch_size {config.batch_size} cannot be split over"
-            f" {mesh.shape['data']} devices, config.accumulate {config.accumulate};"
-            f" make it a multiple of {num_shares}."
-        )
-    host, num_hosts = sharding.host_shard(mesh)
-    sharding.once(claim, config, workdir)
-    data_dir, card = find_dataset(config, workdir)
-    extractor, frozen = load_frozen(config, card, workdir)
-    input_pipeline.check_card(card, geometry, extractor.asr_size)
-    networks = builders.networks(config, len(card.singers), extractor)
-    optimizers = builders.run_optimizers(config)
-    objective = builders.objective(config)
-
-    rng_init, rng_train, rng_eval = jax.random.split(jax.random.key(config.seed), 3)
-    init = functools.partial(steps.init_state, networks, optimizers)
-    validation_batches = batches_of.eval_batches(
-        data_dir,
-        geometry,
-        split=input_pipeline.eval_split(data_dir),
-        batch_size=config.batch_size,
-        most=config.eval_batches,
-        shard_index=host,
-        shard_count=num_hosts,
-    )
-    frozen = sharding.put_replicated(frozen, mesh)
-    first_batch = sharding.to_global(Batch(**validation_batches[0]), mesh)
-    scales = run_scales(workdir, networks, objective, frozen, first_batch)
-
-    @functools.cache
-    def step_fn(phase):
-        step = builders.train_step(config, networks, optimizers, phase)
-        return sharding.compiled_update(step, shardings, mesh)
-
-    eval_fn = jax.jit(
-        sharding.on_mesh(functools.partial(steps.eval_step, networks, objective), mesh),
-        out_shardings=sharding.replicated(mesh),
-    )
-
-    def evaluate(params, batch):
-        batch = sharding.to_global(Batch(**batch), mesh)
-        return eval_fn(params, batch, frozen, scales, rng_eval)
-
-    names = [singer.name for singer in card.singers]
-    audio_seconds = config.batch_size * geometry.segment_samples / geometry.sample_rate
+    run = runs.set_up(config, workdir)
     with (
         checkpoints.manager(
             workdir, keep=config.keep, keep_every=config.keep_every
@@ -323,38 +116,21 @@ def _train_alone(config, workdir: pathlib.Path, span):
         metrics.Writer(workdir) as writer,
         checkpoints.preemption(manager) as preempted,
     ):
-        state, shardings = checkpoints.begin(manager, init, rng_init, mesh)
+        state, shardings = run.begin(manager)
+        step_fn, eval_fn = run.step_fn(shardings), run.eval_fn()
         while (first_step := int(state.step)) < config.num_steps:
-            drawn = batches_of.train_batches(
-                data_dir,
-                geometry,
-                batch_size=config.batch_size,
-                # A run that went back must not meet the same batches again.
-                seed=config.seed + int(state.guard.rollbacks),
-                first_step=first_step,
-                shard_index=host,
-                shard_count=num_hosts,
-                balance=config.data.balance,
-            )
-            batches = input_pipeline.ahead(drawn)
+            batches = run.train_batches(first_step, int(state.guard.rollbacks))
             in_a_row, suspect = 0, {}
             clock = metrics.StepClock()
             numbers = metrics.progress(first_step, config.num_steps, writer)
             for step in metrics.profiled(numbers, workdir / "profile", *span):
                 with clock.part("input"):
                     batch = next(batches)
-                phase = builders.phase_at(config, len(card.singers), step)
-                state, values = step_fn(phase)(
-                    state,
-                    sharding.to_global(Batch(**batch), mesh),
-                    frozen,
-                    scales,
-                    rng_train,
-                )
+                state, values = step_fn(step, state, batch)
                 # Of the update before: the device never waits for the host.
                 if in_a_row >= config.guard.in_a_row:
                     guard = jax.device_get(state.guard)
-                    state, _ = checkpoints.begin(manager, init, rng_init, mesh)
+                    state, _ = run.begin(manager)
                     state = rolled_back(
                         state, guard, step - 1, suspect, config.guard, workdir
                     )
@@ -366,19 +142,11 @@ def _train_alone(config, workdir: pathlib.Path, span):
                 if done % config.log_every == 0 or last:
                     manager.check_for_errors()
                     values = jax.device_get(values)
-                    writer.scalars(done, {**values, **clock.scalars(audio_seconds)})
+                    writer.scalars(done, {**values, **clock.scalars(run.audio_seconds)})
                 if done % config.eval_every == 0 or last:
                     with clock.part("evaluate"):
-                        values, sung = validation.measure(
-                            functools.partial(evaluate, state.ema_params),
-                            validation_batches,
-                        )
-                    loss = values["validation/total"]
-                    writer.scalars(done, values)
-                    for heard in validation.examples(
-                        names, validation_batches[0], sung
-                    ):
-                        writer.audio(done, *heard, geometry.sample_rate)
+                        sing = functools.partial(eval_fn, state.ema_params)
+                        loss = validated(run, sing, writer, done)
                 # Amid a row the newest checkpoint must stay from before it.
                 due = done % config.checkpoint_every == 0 or stop
                 if last or (due and not in_a_row):
@@ -390,6 +158,25 @@ def _train_alone(config, workdir: pathlib.Path, span):
     return state
 
 
+def validated(run, sing, writer, step: int) -> float:
+    """What a generator makes of the validation batches: written; their total loss.
+
+    Args:
+      run: from runs.set_up.
+      sing: a batch -> what steps.eval_step gives.
+      writer: of metrics.
+      step: updates that it has had.
+    """
+    from svc_jax import validation
+
+    values, sung = validation.measure(sing, run.validation_batches)
+    writer.scalars(step, values)
+    names = [singer.name for singer in run.card.singers]
+    for heard in validation.examples(names, run.validation_batches[0], sung):
+        writer.audio(step, *heard, run.config.geometry.sample_rate)
+    return values["validation/total"]
+
+
 def describe(config) -> str:
     """A table of the networks of a config.
 
@@ -397,13 +184,13 @@ def describe(config) -> str:
     Wav2Letter's.
     """
     from data_pipeline import schema
-    from svc_jax import builders, describe
+    from svc_jax import builders, describe, runs
 
     num_singers, layer = 2 if config.generator.embedding_size else 1, "wide"
     if config.data.dir:
         card = schema.Card.read(config.data.dir)
         num_singers, layer = len(card.singers), card.asr["layer"]
-        frozen, _ = load_frozen(config, card, config.data.dir)
+        frozen, _ = runs.load_frozen(config, card, config.data.dir)
         networks = builders.networks(config, num_singers, frozen)
     else:
         extractor = builders.extractor(builders.geometry(config), {}, layer, "tiny")

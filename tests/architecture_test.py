@@ -21,6 +21,7 @@ LEVELS = (
         "svc_jax",  # the package itself: loads a model
         "svc_jax.train",
         "svc_jax.train_asr",
+        "svc_jax.runs",
         "svc_jax.evaluate_asr",
         "svc_jax.convert",
         "svc_jax.evaluate",

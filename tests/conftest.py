@@ -165,13 +165,13 @@ def tiny_config(dataset) -> Callable[..., ml_collections.ConfigDict]:
 @pytest.fixture(scope="session")
 def model_workdir(tmp_path_factory, tiny_config) -> pathlib.Path:
     """The workdir of a run at its second step, its parameters random."""
-    from svc_jax import builders, checkpoints, steps, train
+    from svc_jax import builders, checkpoints, runs, steps
 
     workdir = tmp_path_factory.mktemp("runs") / "choir"
     config = tiny_config()
     checkpoints.claim_workdir(workdir, config)
-    _, card = train.claim_dataset(config, workdir)
-    extractor, _ = train.load_frozen(config, card, workdir)
+    _, card = runs.claim_dataset(config, workdir)
+    extractor, _ = runs.load_frozen(config, card, workdir)
     networks = builders.networks(config, len(card.singers), extractor)
     optimizers = builders.run_optimizers(config)
     init = jax.jit(functools.partial(steps.init_state, networks, optimizers))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from svc_jax import builders, checkpoints, sharding, steps, train
+from svc_jax import builders, checkpoints, runs, sharding, steps
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
 # Compiles faster and runs slower.
@@ -76,8 +76,8 @@ def metrics_of(workdir) -> dict[int, dict]:
 
 def restored(config, workdir, devices: int):
     """The newest checkpoint of a run, on a mesh of some of this process's devices."""
-    _, card = train.find_dataset(config, workdir)
-    extractor, _ = train.load_frozen(config, card, workdir)
+    _, card = runs.find_dataset(config, workdir)
+    extractor, _ = runs.load_frozen(config, card, workdir)
     networks = builders.networks(config, len(card.singers), extractor)
     optimizers = builders.run_optimizers(config)
     init = functools.partial(steps.init_state, networks, optimizers)
@@ -150,13 +150,13 @@ def test_all_processes_end_in_one_line_when_the_first_refuses(pod):
 @pytest.mark.proof
 def test_every_term_is_the_same_on_any_grid_of_processes(tiny_config, tmp_path):
     config = tiny_config(**SMALLEST, **ALL)
-    runs = {}
+    found = {}
     for processes, devices in ((1, 1), (1, 8), (2, 4)):
         workdir = tmp_path / f"{processes}x{devices}"
         metrics = start(config, workdir, processes, devices)
-        runs[processes, devices] = metrics, restored(config, workdir, 1)
-    expected_metrics, expected = runs.pop((1, 1))
-    for metrics, state in runs.values():
+        found[processes, devices] = metrics, restored(config, workdir, 1)
+    expected_metrics, expected = found.pop((1, 1))
+    for metrics, state in found.values():
         assert_same_metrics(metrics, expected_metrics, 1e-3)
         assert_same_training(state, expected, 1e-3)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import grain_pipeline, input_pipeline
-from svc_jax import builders, checkpoints, metrics, sharding, steps, train
+from svc_jax import builders, checkpoints, metrics, runs, sharding, steps, train
 from svc_jax.errors import UserError
 from svc_jax.types import Batch
 
@@ -105,7 +105,7 @@ def test_updates_not_finite_are_skipped_and_a_row_of_them_rolls_back(
 ):
     # One is skipped, the three from 3 on are too many, whatever data follows.
     loader = Poisoned(lambda seed, step: step == 1 or (seed == 0 and step >= 3))
-    monkeypatch.setattr(train, "loader", lambda _: loader)
+    monkeypatch.setattr(runs, "loader", lambda _: loader)
     config = short_config(**{"guard.in_a_row": 2, "keep": 9})
     state = train.train(config, tmp_path)
     assert int(state.step) == 6
@@ -129,7 +129,7 @@ def test_updates_not_finite_are_skipped_and_a_row_of_them_rolls_back(
 def test_a_run_that_stays_not_finite_is_given_up_with_its_batch(
     short_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "loader", lambda _: Poisoned(lambda *_: True))
+    monkeypatch.setattr(runs, "loader", lambda _: Poisoned(lambda *_: True))
     config = short_config(**{"guard.in_a_row": 1, "guard.rollbacks": 0})
     with pytest.raises(
         UserError, match=r"not finite \(so far loss/spectral"
@@ -192,7 +192,7 @@ def first_step(tiny_config, dataset, model_workdir):
     """Metrics of the first step of the last phase on a mesh of some devices."""
     config = tiny_config()
     card = input_pipeline.Records(dataset, "train").card
-    extractor, frozen = train.load_frozen(config, card, model_workdir)
+    extractor, frozen = runs.load_frozen(config, card, model_workdir)
     networks = builders.networks(config, len(card.singers), extractor)
     optimizers = builders.run_optimizers(config)
     objective = builders.objective(config)
@@ -244,7 +244,7 @@ def test_a_trace_is_of_two_steps():
 
 
 def test_batches_are_of_the_loader_that_is_named():
-    assert train.loader("tf") is input_pipeline
-    assert train.loader("grain") is grain_pipeline
+    assert runs.loader("tf") is input_pipeline
+    assert runs.loader("grain") is grain_pipeline
     with pytest.raises(UserError, match="config.data.loader is 'torch'; choose one of"):
-        train.loader("torch")
+        runs.loader("torch")
