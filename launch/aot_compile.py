@@ -12,7 +12,6 @@ The frozen networks are CREPE tiny and the published Wav2Letter.
 import dataclasses
 import functools
 import itertools
-import os
 import time
 
 from svc_jax import command_line, hlo
@@ -156,7 +155,6 @@ def total_hours(config, found: list[dict]) -> float:
 
 def main(_, flags):
     import jax
-    from jax.experimental import topologies
 
     from svc_jax import checkpoints, sharding, steps
     from svc_jax.errors import UserError
@@ -167,19 +165,15 @@ def main(_, flags):
             f"--topology={flags.topology}: chips are {', '.join(hlo.CHIPS)}; name one as in"
             " v5e:4x4."
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened
     try:
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=flags.topology
-        )
+        devices = sharding.devices_of_slice(flags.topology)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"--topology={flags.topology}: {command_line.one_line(error)}; is libtpu"
             ' installed (pip install -e ".[train,data,tpu]"), and is there such a slice?'
         ) from error
     config = flags.config
-    mesh = sharding.mesh_of(topology.devices, config.num_model)
+    mesh = sharding.mesh_of(devices, config.num_model)
     config.unlock()
     config.batch_size = flags.batch_per_chip * mesh.shape["data"]
     found = []

@@ -114,6 +114,23 @@ def mesh_of(devices, num_model: int) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=types)
 
 
+def devices_of_slice(name: str) -> list:
+    """The chips of a slice of TPUs that is elsewhere, to compile for.
+
+    Args:
+      name: CHIP:AxB or CHIP:AxBxC, as v5e:4x4.
+
+    Raises:
+      RuntimeError, ValueError, NotImplementedError: if there is no libtpu, or no such
+        slice.
+    """
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
 def host_shard(mesh: Mesh) -> tuple[int, int]:
     """Which part of each batch this host feeds, and how many parts there are.
 

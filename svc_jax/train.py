@@ -145,8 +145,8 @@ def _train_alone(config, workdir: pathlib.Path, span):
                     writer.scalars(done, {**values, **clock.scalars(run.audio_seconds)})
                 if done % config.eval_every == 0 or last:
                     with clock.part("evaluate"):
-                        sing = functools.partial(eval_fn, state.ema_params)
-                        loss = validated(run, sing, writer, done)
+                        evaluate = functools.partial(eval_fn, state.ema_params)
+                        loss = validated(run, evaluate, writer, done)
                 # Amid a row the newest checkpoint must stay from before it.
                 due = done % config.checkpoint_every == 0 or stop
                 if last or (due and not in_a_row):
@@ -158,18 +158,18 @@ def _train_alone(config, workdir: pathlib.Path, span):
     return state
 
 
-def validated(run, sing, writer, step: int) -> float:
+def validated(run, evaluate, writer, step: int) -> float:
     """What a generator makes of the validation batches: written; their total loss.
 
     Args:
       run: from runs.set_up.
-      sing: a batch -> what steps.eval_step gives.
+      evaluate: a batch -> what steps.eval_step gives.
       writer: of metrics.
       step: updates that it has had.
     """
     from svc_jax import validation
 
-    values, sung = validation.measure(sing, run.validation_batches)
+    values, sung = validation.measure(evaluate, run.validation_batches)
     writer.scalars(step, values)
     names = [singer.name for singer in run.card.singers]
     for heard in validation.examples(names, run.validation_batches[0], sung):
@@ -184,10 +184,12 @@ def describe(config) -> str:
     Wav2Letter's.
     """
     from data_pipeline import schema
-    from svc_jax import builders, describe, runs
+    from svc_jax import builders, describe
 
     num_singers, layer = 2 if config.generator.embedding_size else 1, "wide"
     if config.data.dir:
+        from svc_jax import runs
+
         card = schema.Card.read(config.data.dir)
         num_singers, layer = len(card.singers), card.asr["layer"]
         frozen, _ = runs.load_frozen(config, card, config.data.dir)

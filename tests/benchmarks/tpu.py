@@ -7,13 +7,11 @@ config.convolution and config.remat: fused and full unless they are named. Minut
 one core. Needs `pip install -e ".[train,tpu]"`.
 """
 
-import os
 import sys
 import time
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from configs import multi
 from svc_jax import builders, hlo, sharding, steps
@@ -23,16 +21,13 @@ CHIP = hlo.CHIPS["v5e"]
 
 
 def main():
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    mesh = sharding.mesh_of(topology.devices, 1)
+    mesh = sharding.mesh_of(sharding.devices_of_slice("v5e:2x2"), 1)
     config = multi.get_config("paper")
     config.precision = "bfloat16"
     given = sys.argv[1:]
     config.convolution, config.remat = given + ["fused", "full"][len(given) :]
     extractor = builders.extractor(builders.geometry(config), {}, "wide", "tiny")
-    networks = builders.networks(config, 18, extractor, topology.devices[0])
+    networks = builders.networks(config, 18, extractor, mesh.devices.flat[0])
     size = SECONDS_A_CHIP * mesh.size
     samples = config.geometry.sample_rate
 

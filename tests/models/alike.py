@@ -14,19 +14,11 @@ def assert_alike(found, expected, atol: float):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=atol)
 
 
-def slice_mesh(name: str):
-    """The mesh of a slice of TPUs that is elsewhere, as v5e:2x2."""
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    return sharding.mesh_of(topology.devices, 1)
-
-
 def what_crosses(mesh, function, split, whole) -> set[str]:
     """Kinds of collectives in a function as a TPU's compiler makes it.
 
     Args:
-      mesh: from `slice_mesh`.
+      mesh: of the chips.
       function: of all arrays.
       split: shapes of the arrays that are split over the devices.
       whole: of those that every device has; each may be a tree.

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svc_jax import sharding
 from svc_jax.models import fused_convolutions, kernels
 from svc_jax.models.convolutions import leaky_layers
 from svc_jax.models.discriminators import WaveNetDiscriminator
-from tests.models.alike import assert_alike, slice_mesh, what_crosses
+from tests.models.alike import assert_alike, what_crosses
 
 DILATIONS = (1, 2, 3, 17)
 
@@ -79,7 +80,7 @@ def test_a_discriminator_of_layers_at_once_is_the_one_of_modules():
 def test_chips_take_a_segment_of_16000_samples(slice_of):
     """Forward and backward, by the compiler of the chips; only weights' gradients cross."""
     pytest.importorskip("libtpu")
-    mesh = slice_mesh(slice_of)
+    mesh = sharding.mesh_of(sharding.devices_of_slice(slice_of), 1)
     x, *whole = jax.eval_shape(lambda: drawn(mesh.size, 16_000, 64, jnp.bfloat16))
 
     def loss(x, taps, bias):

@@ -12,7 +12,7 @@ from svc_jax import hlo, sharding
 from svc_jax.models import fused_layers, kernels
 from svc_jax.models.gated_layers import Weights, gated_layers
 from svc_jax.models.wavenet import WaveNetGenerator
-from tests.models.alike import assert_alike, slice_mesh, what_crosses
+from tests.models.alike import assert_alike, what_crosses
 from tests.models.wavenet_test import embed_and_sing, inputs, random_params
 
 DILATIONS = (1, 2, 4, 17)
@@ -137,7 +137,7 @@ def test_a_generator_of_layers_at_once_is_the_one_of_modules(num_singers):
 def test_chips_take_a_segment_of_16000_samples(slice_of, told):
     """Forward and backward, by the compiler of the chips; only weights' gradients cross."""
     pytest.importorskip("libtpu")
-    mesh = slice_mesh(slice_of)
+    mesh = sharding.mesh_of(sharding.devices_of_slice(slice_of), 1)
     *split, weights = jax.eval_shape(
         lambda: drawn(told, mesh.size, 16_000, 64, jnp.bfloat16)
     )
